@@ -1,0 +1,51 @@
+"""Folds BatchNorm, Scale, Bias and Power layers of Caffe nets, exactly.
+
+>>> import caffe_fold
+>>> report = caffe_fold.fold("deploy.prototxt", "net.caffemodel")  # doctest: +SKIP
+>>> print(report.to_text())  # doctest: +SKIP
+
+``fold`` reads a net and writes a folded one; ``fold_weights`` is the arithmetic on
+arrays. Names are loaded when they are first used, so that importing costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from caffe_fold._version import __version__
+
+if TYPE_CHECKING:
+    from caffe_fold.arrays import fold_weights as fold_weights
+    from caffe_fold.convert import fold as fold
+    from caffe_fold.errors import CaffeFoldError as CaffeFoldError
+    from caffe_fold.errors import CaffemodelError as CaffemodelError
+    from caffe_fold.errors import CheckError as CheckError
+    from caffe_fold.errors import InputError as InputError
+    from caffe_fold.errors import OutputError as OutputError
+    from caffe_fold.errors import PrototxtError as PrototxtError
+    from caffe_fold.report import Report as Report
+
+_HOMES = {
+    "fold": "caffe_fold.convert",
+    "fold_weights": "caffe_fold.arrays",
+    "Report": "caffe_fold.report",
+    "CaffeFoldError": "caffe_fold.errors",
+    "InputError": "caffe_fold.errors",
+    "PrototxtError": "caffe_fold.errors",
+    "CaffemodelError": "caffe_fold.errors",
+    "OutputError": "caffe_fold.errors",
+    "CheckError": "caffe_fold.errors",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'caffe_fold' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

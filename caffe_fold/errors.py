@@ -1,0 +1,62 @@
+"""The exceptions of this package, each with the exit code of the command line."""
+
+from __future__ import annotations
+
+import os
+from typing import ClassVar, Union
+
+Path = Union[str, "os.PathLike[str]"]
+
+
+class CaffeFoldError(Exception):
+    """Base of all errors that this package raises on purpose.
+
+    ``str(error)`` is one line for the user: the file, the place, what was
+    found, what was expected and what to do.
+    """
+
+    exit_code: ClassVar[int] = 2
+
+
+class InputError(CaffeFoldError):
+    """An input file or argument is not what it has to be."""
+
+
+class PrototxtError(InputError):
+    """A prototxt is not in protobuf's text format, or not a net's."""
+
+    def __init__(self, path: Path, line: int, column: int, message: str) -> None:
+        super().__init__(f"{show(os.fspath(path))}:{line}:{column}: {message}")
+        self.line = line
+        self.column = column
+
+
+class CaffemodelError(InputError):
+    """A caffemodel is not a serialized NetParameter, or is damaged."""
+
+
+class OutputError(CaffeFoldError):
+    """The outputs cannot be written where they were asked for."""
+
+
+class CheckError(CaffeFoldError):
+    """What was written is not what was planned; nothing was left behind."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class StrictError(CaffeFoldError):
+    """``--strict``: both files are written, but a BatchNorm is left in them."""
+
+    exit_code: ClassVar[int] = 3
+
+
+def show(name: str, limit: int = 200) -> str:
+    """A name from a file, safe in a one-line message: printable and not too long.
+
+    Names in Caffe files are bytes in any encoding; they are kept as text with
+    surrogates for what is not UTF-8, which no terminal and no JSON may get.
+    """
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"

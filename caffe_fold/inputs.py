@@ -1,0 +1,100 @@
+"""Opening the two inputs, and saying what a file really is where it is something else."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from caffe_fold.errors import InputError, Path, show
+from caffe_fold.prototxt import Document, parse
+
+__all__ = ["open_prototxt", "require_inputs"]
+
+_HEAD = 4096
+# A prototxt is read whole; the largest seen has 0.4 MB.
+_TEXT_LIMIT = 1 << 28
+
+_MAGIC = (
+    (b"version https://git-lfs", "git-lfs"),
+    (b"\x89HDF\r\n\x1a\n", "hdf5"),
+    (b"\x1f\x8b", "gzip"),
+    (b"PK\x03\x04", "zip"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+_SAYS = {
+    "git-lfs": "a Git LFS pointer, not the file itself; run 'git lfs pull' where it came from",
+    "html": "a saved web page (HTML), not a model; download the file itself",
+    "hdf5": "an HDF5 file; expected {expected}",
+    "gzip": "a gzip archive; unpack it first",
+    "zip": "a zip archive; unpack it first",
+    "utf-16": "text in UTF-16; save it as UTF-8",
+    "empty": "an empty file; expected {expected}",
+    "binary": "a binary file; expected {expected}",
+    "text": "a text file; expected {expected}",
+}
+_PROTOTXT = "a prototxt (text)"
+_CAFFEMODEL = "a caffemodel (a binary NetParameter)"
+
+
+def require_inputs(model: Path, weights: Path) -> None:
+    """Check that the two paths are files of the right kinds, in the right order.
+
+    :raises InputError: with what the file really is, and what to do.
+    """
+    kinds = _kind(model, "--model"), _kind(weights, "--weights")
+    if kinds[0] in ("binary", "hdf5") and kinds[1] == "text":
+        raise InputError(
+            f"{_shown(model)} holds weights and {_shown(weights)} is text: the two arguments "
+            "are swapped; give the prototxt as --model and the caffemodel as --weights"
+        )
+    if kinds[0] != "text":
+        raise InputError(f"{_shown(model)} is {_SAYS[kinds[0]].format(expected=_PROTOTXT)}")
+    if kinds[1] != "binary":
+        raise InputError(f"{_shown(weights)} is {_SAYS[kinds[1]].format(expected=_CAFFEMODEL)}")
+
+
+def open_prototxt(path: Path) -> Document:
+    """Read and parse a prototxt.
+
+    :raises PrototxtError: with line and column.
+    """
+    if os.path.getsize(path) > _TEXT_LIMIT:
+        raise InputError(f"{_shown(path)} has over 256 MiB, which no prototxt has")
+    with open(path, "rb") as file:
+        return parse(file.read(), path)
+
+
+def _shown(path: Path) -> str:
+    return show(os.fspath(path), 1000)
+
+
+def _kind(path: Path, option: str) -> str:
+    """What a file holds, by its first bytes."""
+    try:
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            raise InputError(f"{_shown(path)} is a folder; {option} takes a file")
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{_shown(path)} is a pipe or device; {option} takes a file")
+        with open(path, "rb") as file:
+            head = file.read(_HEAD)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(f"{_shown(path)} cannot be read: {reason}") from None
+    return _kind_of(head)
+
+
+def _kind_of(head: bytes) -> str:
+    for magic, kind in _MAGIC:
+        if head.startswith(magic):
+            return kind
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "html"
+    if not head:
+        return "empty"
+    # Text has no control characters but blanks; a serialized net begins with tags and
+    # lengths, and has zero bytes soon after.
+    controls = sum(byte < 32 and byte not in b"\t\n\r\f\v" for byte in head)
+    return "binary" if controls or start.startswith(b"\n") else "text"

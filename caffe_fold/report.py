@@ -1,0 +1,160 @@
+"""What a fold did, as data, as text and as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from caffe_fold.errors import show
+
+__all__ = ["Absorbed", "Checked", "Counts", "Merged", "Note", "Report", "Stayed"]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Absorbed:
+    """A linear layer and the names of the layers that went into it, by side."""
+
+    layer: str
+    type: str
+    before: tuple[str, ...]
+    behind: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A Scale that stands for a run of layers."""
+
+    layer: str
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Stayed:
+    """A layer that stays, with a stable code and one sentence."""
+
+    layer: str
+    type: str
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """A warning or a note, with a stable code and one sentence."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Layers of the selected state, and bytes of both files."""
+
+    layers: int
+    by_type: dict[str, int]
+    model_bytes: int
+    weights_bytes: int
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the proof compared: how many layers, and the largest difference found, as a
+    part of what rounding allows."""
+
+    layers: int
+    worst: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of ``fold``. ``checked`` is None where the proof was left out."""
+
+    model: str
+    weights: str
+    output_model: str
+    output_weights: str
+    written: bool
+    folded: tuple[Absorbed, ...]
+    merged: tuple[Merged, ...]
+    removed: tuple[str, ...]
+    stayed: tuple[Stayed, ...]
+    warnings: tuple[Note, ...]
+    notes: tuple[Note, ...]
+    before: Counts
+    after: Counts
+    checked: Checked | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data for JSON; every name is printable text."""
+        from caffe_fold import __version__
+
+        return {"schema": SCHEMA, "version": __version__, **_printable(asdict(self))}
+
+    def to_text(self) -> str:
+        """The report for a person, a line each; its warnings are ``warnings``."""
+        lines = _folded_lines(self)
+        for stay in self.stayed:
+            lines.append(f"stays    {show(stay.layer)} ({show(stay.type)}): {stay.reason}")
+        lines += [f"note     {note.message}" for note in self.notes]
+        return "\n".join([*lines, *_summary(self)])
+
+
+def _folded_lines(report: Report) -> list[str]:
+    lines = []
+    for fold in report.folded:
+        parts = []
+        if fold.before:
+            parts.append(f"{_names(fold.before)} before it")
+        if fold.behind:
+            parts.append(_names(fold.behind))
+        lines.append(f"folded   {show(fold.layer)} ({show(fold.type)}) <- {', '.join(parts)}")
+    for merge in report.merged:
+        others = [name for name in merge.layers if name != merge.layer]
+        lines.append(f"merged   {show(merge.layer)} (Scale) <- {_names(tuple(others))}")
+    if report.removed:
+        lines.append(f"removed  {_names(report.removed)}: they change nothing")
+    return lines
+
+
+def _names(names: tuple[str, ...]) -> str:
+    return " + ".join(show(name) for name in names)
+
+
+def _summary(report: Report) -> list[str]:
+    lines = []
+    rows = [("layers", report.before.layers, report.after.layers)]
+    for kind in ("BatchNorm", "Scale", "Bias"):
+        before, after = (c.by_type.get(kind, 0) for c in (report.before, report.after))
+        if before or after:
+            rows.append((kind, before, after))
+    lines.append("; ".join(f"{name} {before} -> {after}" for name, before, after in rows))
+    sizes = f"{_size(report.before.weights_bytes)} -> {_size(report.after.weights_bytes)}"
+    lines.append(f"weights {sizes}")
+    if report.checked is not None:
+        lines.append(
+            f"checked: {report.checked.layers} changed layers re-read and compared, largest "
+            f"difference {report.checked.worst:.2f} of what rounding allows"
+        )
+    if report.written:
+        lines.append(f"wrote {show(report.output_model)}")
+        lines.append(f"wrote {show(report.output_weights)}")
+    return lines
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, str):
+        return show(value, limit=10**9)
+    if isinstance(value, dict):
+        return {show(str(k)): _printable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_printable(v) for v in value]
+    return value

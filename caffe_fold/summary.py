@@ -1,0 +1,208 @@
+"""A plan as a report: what was done, what stays, and what a user should know."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path as FilePath
+
+from caffe_fold.affine import AFFINE
+from caffe_fold.errors import show
+from caffe_fold.facts import Facts
+from caffe_fold.linear import LINEAR
+from caffe_fold.outputs import Outputs
+from caffe_fold.pairing import extra_layers
+from caffe_fold.plan import Plan
+from caffe_fold.report import Absorbed, Counts, Merged, Note, Report, Stayed
+from caffe_fold.rewrite_prototxt import twins
+
+__all__ = ["counted", "summary"]
+
+_SHOWN = 5
+
+
+def summary(
+    facts: Facts, plan: Plan, outputs: Outputs, model_bytes: int, weights_bytes: int
+) -> Report:
+    """The report of a plan that is not yet carried out."""
+    graph, surgery = facts.graph, plan.surgery
+    document = graph.net.document
+    merged = {merge.at for merge in plan.merges}
+    types = [
+        "Scale" if at in merged else layer.type
+        for at, layer in enumerate(graph.layers)
+        if surgery.alive[at]
+    ]
+    old_types = [layer.type for layer in graph.layers]
+    return Report(
+        model=os.fspath(document.path),
+        weights=os.fspath(facts.model.source.path),
+        output_model=str(outputs.model),
+        output_weights=str(outputs.weights),
+        written=False,
+        folded=tuple(
+            Absorbed(
+                fold.linear.layer.name,
+                fold.linear.layer.type,
+                tuple(a.layer.name for a in fold.layers_before),
+                tuple(a.layer.name for a in fold.layers_behind),
+            )
+            for fold in plan.folds
+        ),
+        merged=tuple(
+            Merged(merge.keeper.layer.name, tuple(a.layer.name for a in merge.layers))
+            for merge in plan.merges
+        ),
+        removed=tuple(a.layer.name for removal in plan.removals for a in removal.layers),
+        stayed=tuple(
+            Stayed(stay.layer.name, stay.type, stay.code, stay.sentence) for stay in plan.stays
+        ),
+        warnings=tuple(_warnings(facts, plan)),
+        notes=tuple(_notes(plan)),
+        before=Counts(
+            len(old_types), _by_type(old_types), len(document.text), facts.model.source.size
+        ),
+        after=Counts(len(types), _by_type(types), model_bytes, weights_bytes),
+        checked=None,
+    )
+
+
+def counted(counts: Counts, model: FilePath, weights: FilePath) -> Counts:
+    """The counts with the sizes of the written files."""
+    return replace(
+        counts, model_bytes=os.path.getsize(model), weights_bytes=os.path.getsize(weights)
+    )
+
+
+def _by_type(types: list[str]) -> dict[str, int]:
+    return dict(Counter(types).most_common())
+
+
+def _notes(plan: Plan) -> Iterator[Note]:
+    if plan.changes_nothing:
+        yield Note("nothing-to-fold", "nothing folds; the outputs are the inputs byte for byte")
+
+
+def _warnings(facts: Facts, plan: Plan) -> Iterator[Note]:
+    yield from _untrained(plan)
+    yield from _disagreements(facts, plan)
+    yield from _unknown_fields(facts, plan)
+    yield from _unmatched(facts)
+    yield from _other_states(facts, plan)
+
+
+def _list(names: list[str]) -> str:
+    shown = ", ".join(f"'{show(name)}'" for name in names[:_SHOWN])
+    more = len(names) - _SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _untrained(plan: Plan) -> Iterator[Note]:
+    """A factor of 0 is folded as Caffe computes it, and is hardly ever meant."""
+    taken = [a for fold in plan.folds for a in (*fold.layers_before, *fold.layers_behind)]
+    taken += [a for merge in plan.merges for a in merge.layers]
+    names = {
+        a.layer.name: None
+        for a in taken
+        if a.layer.type == "BatchNorm"
+        and len(a.constants.blobs) > 2
+        and not a.constants.blobs[2][0]
+    }
+    if names:
+        yield Note(
+            "untrained",
+            f"the moving-average factor is 0 in {_list(list(names))}, as in a BatchNorm that was "
+            "never trained: its mean and variance count as 0",
+        )
+
+
+def _disagreements(facts: Facts, plan: Plan) -> Iterator[Note]:
+    names = [
+        facts.graph.layers[at].name for at in range(len(facts.graph.layers)) if facts.lacks_bias(at)
+    ]
+    if names:
+        yield Note(
+            "no-bias-blob",
+            f"the prototxt implies a bias and the weights hold none in {_list(names)}; the weights "
+            "are followed",
+        )
+
+
+def _unknown_fields(facts: Facts, plan: Plan) -> Iterator[Note]:
+    """Fields that the schema lacks in layers that take part, once for each field."""
+    graph = facts.graph
+    linear = {fold.linear.layer.index for fold in plan.folds}
+    taking_part = linear | {
+        layer.index
+        for at, layer in enumerate(graph.layers)
+        if layer.type in AFFINE
+        and (not plan.surgery.alive[at] or at in {m.at for m in plan.merges})
+    }
+    by_field: dict[str, list[str]] = defaultdict(list)
+    for layer in graph.layers:
+        if layer.index in taking_part:
+            for field in facts.unknown.get(layer.index, ()):
+                by_field[field].append(layer.name)
+    for field, names in by_field.items():
+        yield Note(
+            "unknown-field",
+            f"the field '{show(field)}', which is not known to change the result, was left out of "
+            f"account in {_list(names)}",
+        )
+
+
+def _unmatched(facts: Facts) -> Iterator[Note]:
+    """Layers that only one of the two files has."""
+    graph, names = facts.graph, facts.model.by_name
+    for layer in graph.layers:
+        weighted = layer.type in LINEAR or layer.type in ("PReLU", "Normalize", "Embed")
+        weighted |= layer.type in AFFINE and layer.type != "Power" and len(layer.bottoms) == 1
+        if weighted and layer.name not in names:
+            close = difflib.get_close_matches(layer.name, names, 1)
+            hint = f"; the closest name that they have is '{show(close[0])}'" if close else ""
+            yield Note(
+                "no-weights",
+                f"the weights have no layer '{show(layer.name)}' ({show(layer.type)}), and Caffe "
+                f"would leave it at random values{hint}",
+            )
+    extra = extra_layers(graph, facts.model)
+    if extra:
+        yield Note(
+            "extra-weights",
+            f"the weights have layers with blobs that the prototxt does not have: {_list(extra)}; "
+            "they are kept",
+        )
+
+
+def _other_states(facts: Facts, plan: Plan) -> Iterator[Note]:
+    """Layers of other states that read a blob whose values changed or went."""
+    graph, surgery = facts.graph, plan.surgery
+    if all(surgery.alive) and plan.changes_nothing:
+        return
+    changed = _changed_blobs(facts, plan)
+    inside = {layer.index for layer in graph.layers}
+    gone = {layer.index for layer in twins(graph, plan)}
+    names = [
+        layer.name
+        for layer in graph.net.layers
+        if layer.index not in inside | gone and changed.intersection(layer.bottoms)
+    ]
+    if names:
+        yield Note(
+            "other-states",
+            f"layers outside the selected state read blobs that folding removed or changed "
+            f"({_list(names)}): the result is right for the selected state only",
+        )
+
+
+def _changed_blobs(facts: Facts, plan: Plan) -> set[str]:
+    """The blob names that no longer stand for all values that they stood for."""
+    graph, surgery = facts.graph, plan.surgery
+    changed = set()
+    for at, layer in enumerate(graph.layers):
+        if not surgery.alive[at]:
+            changed.update((*layer.bottoms, *layer.tops))
+    return changed

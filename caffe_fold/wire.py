@@ -1,0 +1,195 @@
+"""Protobuf's wire format, walked in a file without reading what it holds.
+
+Source: the encoding chapter of protobuf's documentation. Every length is checked
+against what encloses it before anything is read or allocated.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from caffe_fold.errors import CaffemodelError, Path, show
+
+__all__ = ["FIXED32", "FIXED64", "LENGTH", "VARINT", "Record", "Source", "length_field"]
+__all__ += ["tag_bytes", "varint_bytes", "walk", "walk_bytes"]
+
+VARINT, FIXED64, LENGTH, GROUP, END_GROUP, FIXED32 = 0, 1, 2, 3, 4, 5
+
+_WINDOW = 1 << 15
+_VARINT_LIMIT = 10
+
+
+class Record(NamedTuple):
+    """One field of a message: the tag lies at ``start``, the value at ``value:end``.
+
+    ``number`` and ``wire_type`` come from the tag. For a varint ``integer`` is its
+    value, else 0.
+    """
+
+    number: int
+    wire_type: int
+    start: int
+    value: int
+    end: int
+    integer: int
+
+
+@dataclass
+class Source:
+    """A file opened for reading at any place, with a small window over its bytes."""
+
+    path: Path
+    descriptor: int
+    size: int
+    _base: int = 0
+    _window: bytes = b""
+
+    @classmethod
+    def open(cls, path: Path) -> Source:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        return cls(path, descriptor, os.fstat(descriptor).st_size)
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+    def read(self, start: int, end: int) -> bytes:
+        """The bytes ``start:end``.
+
+        :raises CaffemodelError: if the file has become shorter meanwhile.
+        """
+        pieces, at = [], start
+        while at < end:
+            piece = _pread(self.descriptor, end - at, at)
+            if not piece:
+                raise self.error(at, "the file became shorter while it was read")
+            pieces.append(piece)
+            at += len(piece)
+        return b"".join(pieces)
+
+    def window(self, at: int) -> tuple[bytes, int]:
+        """Bytes around a place and the offset of their first one.
+
+        At least 32 bytes lie behind ``at``, or all that the file has.
+        """
+        base, held = self._base, len(self._window)
+        if at < base or (at + 32 > base + held and base + held < self.size) or at >= base + held:
+            self._base = at
+            self._window = self.read(at, min(at + _WINDOW, self.size))
+        return self._window, self._base
+
+    def error(self, offset: int, message: str) -> CaffemodelError:
+        return CaffemodelError(f"{show(os.fspath(self.path))}: byte {offset}: {message}")
+
+
+def _pread(descriptor: int, count: int, at: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, count, at)
+    os.lseek(descriptor, at, os.SEEK_SET)
+    return os.read(descriptor, count)
+
+
+def walk(source: Source, start: int, end: int) -> Iterator[Record]:
+    """The fields of the message that lies at ``start:end`` of a file.
+
+    :raises CaffemodelError: where the bytes are not a message.
+    """
+    at = start
+    while at < end:
+        window, base = source.window(at)
+        tag, value = _varint(source, window, at - base, base, end)
+        number, wire_type = tag >> 3, tag & 7
+        if not 0 < number < 1 << 29:
+            raise source.error(at, "not a protobuf message (bad field number)")
+        if wire_type == GROUP:
+            stop = _group_end(source, value, end, number)
+            yield Record(number, wire_type, at, value, stop, 0)
+        else:
+            value, stop, integer = _value(source, window, base, value, end, wire_type, at)
+            yield Record(number, wire_type, at, value, stop, integer)
+        at = stop
+
+
+def _value(
+    source: Source, window: bytes, base: int, value: int, end: int, wire_type: int, at: int
+) -> tuple[int, int, int]:
+    """Where a field's value starts and stops, and a varint's value."""
+    integer = 0
+    if wire_type == VARINT:
+        integer, stop = _varint(source, window, value - base, base, end)
+    elif wire_type == LENGTH:
+        length, value = _varint(source, window, value - base, base, end)
+        stop = value + length
+    elif wire_type in (FIXED32, FIXED64):
+        stop = value + (4 if wire_type == FIXED32 else 8)
+    else:
+        raise source.error(at, f"not a protobuf message (wire type {wire_type})")
+    if stop > end:
+        raise source.error(
+            at,
+            f"a field claims {stop - value} bytes and {end - value} are left; "
+            f"{'the file is truncated' if end == source.size else 'the file is damaged'}",
+        )
+    return value, stop, integer
+
+
+def _varint(source: Source, window: bytes, i: int, base: int, end: int) -> tuple[int, int]:
+    """A varint at index ``i`` of a window: its value and where it ends in the file."""
+    result = shift = 0
+    limit = min(len(window), end - base)
+    for j in range(i, min(i + _VARINT_LIMIT, limit)):
+        byte = window[j]
+        result |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return result & 0xFFFFFFFFFFFFFFFF, base + j + 1
+        shift += 7
+    if i + _VARINT_LIMIT > limit:
+        raise source.error(base + i, "the file is truncated or damaged inside a number")
+    raise source.error(base + i, "not a protobuf message (a number of more than 10 bytes)")
+
+
+def _group_end(source: Source, at: int, end: int, number: int) -> int:
+    """Where the group that opened before ``at`` ends; groups nest, so with a stack."""
+    open_groups = [number]
+    while open_groups:
+        if at >= end:
+            raise source.error(at, "the file is truncated or damaged inside a group")
+        window, base = source.window(at)
+        tag, value = _varint(source, window, at - base, base, end)
+        if tag & 7 == GROUP:
+            open_groups.append(tag >> 3)
+            at = value
+        elif tag & 7 == END_GROUP:
+            if open_groups.pop() != tag >> 3:
+                raise source.error(at, "not a protobuf message (groups do not match)")
+            at = value
+        else:
+            _, at, _ = _value(source, window, base, value, end, tag & 7, at)
+    return at
+
+
+def walk_bytes(data: bytes) -> Iterator[Record]:
+    """The fields of a message in memory; places count from its first byte."""
+    return walk(Source("<memory>", -1, len(data), 0, data), 0, len(data))
+
+
+def varint_bytes(value: int) -> bytes:
+    """An unsigned integer as a varint."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def tag_bytes(number: int, wire_type: int) -> bytes:
+    """A field's tag."""
+    return varint_bytes(number << 3 | wire_type)
+
+
+def length_field(number: int, value: bytes) -> bytes:
+    """A length-delimited field: tag, length, bytes."""
+    return tag_bytes(number, LENGTH) + varint_bytes(len(value)) + value
