@@ -197,7 +197,9 @@ def _power(constants: Constants) -> AffineMap:
 
 def _power_forward(x: Array, constants: Constants) -> Array:
     scale, shift = np.float32(constants.message.scale), np.float32(constants.message.shift)
-    return np.power(np.float64(shift) + np.float64(scale) * x, constants.message.power)
+    base: Array = np.float64(shift) + np.float64(scale) * x
+    result: Array = base ** float(constants.message.power)
+    return result
 
 
 AFFINE: dict[str, AffineType] = {

@@ -91,7 +91,7 @@ def _layout(weight: NDArray[Any], group: int, transpose: bool) -> Layout:
 
 
 def _taps(weight: NDArray[Any]) -> int:
-    return weight.size // (weight.shape[0] * weight.shape[1])
+    return int(weight.size // (weight.shape[0] * weight.shape[1]))
 
 
 def _vector(values: ArrayLike, size: int, name: str) -> NDArray[np.float64]:

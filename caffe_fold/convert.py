@@ -23,7 +23,7 @@ from caffe_fold.outputs import (
     write_pieces,
 )
 from caffe_fold.pairing import require_unfolded_pair
-from caffe_fold.plan import Plan, Planner
+from caffe_fold.plan import Merge, Plan, Planner
 from caffe_fold.report import Checked, Report
 from caffe_fold.rewrite_caffemodel import (
     Blocked,
@@ -188,10 +188,10 @@ def _gone(graph: Graph, plan: Plan) -> set[str]:
     return {layer.name for layer in graph.net.layers if layer.index in removed} - left
 
 
-def _new_entries(plan: Plan) -> dict[int, list]:
+def _new_entries(plan: Plan) -> dict[int, list[Merge]]:
     """Merged layers that had no entry, such as a Power, by the entry of their run behind
     which theirs goes."""
-    found: dict[int, list] = {}
+    found: dict[int, list[Merge]] = {}
     for merge in plan.merges:
         if not merge.keeper.entries:
             entries: list[Entry] = [e for layer in merge.layers for e in layer.entries]

@@ -25,8 +25,10 @@ __all__ = ["AffineLayer", "Facts", "LinearLayer"]
 
 # Fields of a layer itself that do not change what it computes.
 _LAYER_FIELDS = frozenset(
-    ("name", "type", "bottom", "top", "param", "loss_weight", "include", "exclude", "phase")
-    + ("propagate_down", "blobs_lr", "weight_decay", "blob_share_mode")
+    (
+        "name type bottom top param loss_weight include exclude phase propagate_down blobs_lr "
+        "weight_decay blob_share_mode"
+    ).split()
 )
 
 

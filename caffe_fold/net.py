@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
 from caffe_fold.errors import InputError, show
 from caffe_fold.prototxt import STRING, Document, Field, string_value
@@ -134,11 +134,9 @@ def read_net(document: Document) -> Net:
         )
     if not kinds:
         _refuse_other_text(document)
-    layers = []
-    for field in fields:
-        if field.name in kinds:
-            layers.append(_layer(document, field, len(layers)))
-    return Net(document, tuple(layers), _inputs(document), _state(document))
+    spans = [field for field in fields if field.name in kinds]
+    layers = tuple(_layer(document, field, index) for index, field in enumerate(spans))
+    return Net(document, layers, _inputs(document), _state(document))
 
 
 _SOLVER_FIELDS = {"base_lr", "lr_policy", "train_net", "test_net", "net", "max_iter", "snapshot"}
@@ -331,7 +329,8 @@ def _parse(document: Document, field: Field | None, message: type[M]) -> Parsed:
     lines: list[tuple[str, int]] = []
     unknown: list[str] = []
     _known_lines(document, field, message.DESCRIPTOR, "", lines, unknown)
-    parsed, line, complaint = _from_text(message, "\n".join(text for text, _ in lines))
+    make: Callable[[], Any] = message
+    parsed, line, complaint = _from_text(make, "\n".join(text for text, _ in lines))
     if complaint:
         offset = lines[min(line, len(lines)) - 1][1]
         raise document.error(offset, f"in {field.name!r}: {complaint}")
@@ -380,11 +379,11 @@ def _is_unknown_enum(value: str, enum: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def _from_text(message: type[M], text: str) -> tuple[M, int, str]:
+def _from_text(make: Callable[[], Any], text: str) -> tuple[Any, int, str]:
     """A message, or the line of a complaint and the complaint. Not to be changed."""
     from google.protobuf import text_format
 
-    parsed = message()
+    parsed = make()
     try:
         text_format.Parse(text, parsed)
     except text_format.ParseError as error:

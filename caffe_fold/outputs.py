@@ -117,9 +117,8 @@ def temporary_pair(outputs: Outputs) -> Iterator[TemporaryPair]:
 
 
 def _temporary(path: FilePath) -> FilePath:
-    descriptor, name = tempfile.mkstemp(
-        prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.parent
-    )
+    prefix = f".{path.name[:100]}."
+    descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=path.parent)
     os.close(descriptor)
     # mkstemp's files are private; the result is to have the mode of any new file.
     mask = os.umask(0)
@@ -138,36 +137,30 @@ def write_pieces(model: Caffemodel, pieces: Iterable[Piece], path: FilePath | No
                     pass
         return
     with open(path, "wb") as file:
-        for start_end, piece in _joined(pieces):
-            if start_end is not None:
-                _copy(model, *start_end, file)
+        for piece in _joined(pieces):
+            if isinstance(piece, Span):
+                _copy(model, piece.start, piece.end, file)
             elif isinstance(piece, Bytes):
                 file.write(piece.data)
-            elif piece is not None and not isinstance(piece, Span):
+            else:
                 for chunk in piece.chunks():
                     file.write(chunk.data)
 
 
-def _joined(
-    pieces: Iterable[Piece],
-) -> Iterator[tuple[tuple[int, int] | None, Piece | None]]:
+def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
     """The pieces, with spans that follow each other in the file made one."""
-    open_span: tuple[int, int] | None = None
+    held: Span | None = None
     for piece in pieces:
-        if isinstance(piece, Span):
-            if open_span is not None and open_span[1] == piece.start:
-                open_span = (open_span[0], piece.end)
-                continue
-            if open_span is not None:
-                yield open_span, None
-            open_span = (piece.start, piece.end)
+        if isinstance(piece, Span) and held is not None and held.end == piece.start:
+            held = Span(held.start, piece.end)
             continue
-        if open_span is not None:
-            yield open_span, None
-            open_span = None
-        yield None, piece
-    if open_span is not None:
-        yield open_span, None
+        if held is not None:
+            yield held
+        held = piece if isinstance(piece, Span) else None
+        if held is None:
+            yield piece
+    if held is not None:
+        yield held
 
 
 def _copy(model: Caffemodel, start: int, end: int, file: IO[bytes]) -> None:

@@ -145,11 +145,11 @@ class Planner:
         folds = tuple(self._fold(at) for at in sorted(self.absorbed))
         merged = {merge.at for merge in self.merges}
         stays = []
-        for at, refusal in sorted(self.refused.items()):
+        for at, why in sorted(self.refused.items()):
             layer = self.graph.layers[at]
             kind = "Scale" if at in merged else layer.type
             if self.surgery.alive[at] and kind in COUNTED:
-                stays.append(Stay(layer, kind, refusal.code, refusal.sentence))
+                stays.append(Stay(layer, kind, why.code, why.sentence))
         repairs = tuple(self._repairs(folds))
         merges, removals = tuple(self.merges), tuple(self.removals)
         return Plan(self.surgery, folds, merges, removals, repairs, tuple(stays))
@@ -159,8 +159,8 @@ class Planner:
         with_bias |= {merge.at for merge in self.merges}
         for at, layer in enumerate(self.graph.layers):
             if self.surgery.alive[at] and at not in with_bias and self.facts.lacks_bias(at):
-                parameter = {**AFFINE, **LINEAR}[layer.type].parameter
-                yield Repair(layer, parameter)
+                kind = LINEAR.get(layer.type) or AFFINE[layer.type]
+                yield Repair(layer, kind.parameter)
 
     # ---- Runs ----
 
@@ -174,7 +174,8 @@ class Planner:
         return tuple(run)
 
     def _runs(self) -> list[tuple[int, ...]]:
-        runs, seen = [], set()
+        runs: list[tuple[int, ...]] = []
+        seen: set[int] = set()
         for at in self.affine:
             if self.surgery.alive[at] and at not in seen:
                 runs.append(self._run(at))
@@ -282,10 +283,9 @@ class Planner:
                 )
             self.surgery.require_absorb_back(producer, other)
         for other in runs:
-            producer = self._writer(other[0])
-            assert producer is not None
-            self.surgery.absorb_back(producer, other)
-            state = self.absorbed.setdefault(producer, _LinearState())
+            feeding = self._require_foldable_behind(other)
+            self.surgery.absorb_back(feeding, other)
+            state = self.absorbed.setdefault(feeding, _LinearState())
             state.behind += [self.affine[at] for at in other]
 
     def _require_foldable_behind(self, run: Sequence[int]) -> int:
@@ -386,7 +386,8 @@ class Planner:
             if self.graph.layers[at].type not in LINEAR:
                 raise Refused(
                     "not-linear",
-                    f"its top '{name}' is read by layer {surgery.describe(at)}, which is not linear",
+                    f"its top '{name}' is read by layer {surgery.describe(at)}, which is not "
+                    "linear",
                 )
             layout = self.facts.linear(at).layout
             described = f"layer {surgery.describe(at)}, which reads its top '{name}',"

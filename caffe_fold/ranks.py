@@ -14,9 +14,11 @@ __all__ = ["ranks"]
 
 # Their first top has as many axes as their first bottom.
 _RANK_PRESERVING = frozenset(
-    ("AbsVal", "BN", "BNLL", "BatchNorm", "Bias", "Clip", "Concat", "Crop", "Dropout", "ELU")
-    + ("Eltwise", "Exp", "LRN", "Log", "MVN", "Normalize", "PReLU", "Pooling", "Power", "ReLU")
-    + ("ReLU6", "Scale", "Sigmoid", "Slice", "Softmax", "Split", "Swish", "TanH", "Threshold")
+    (
+        "AbsVal BN BNLL BatchNorm Bias Clip Concat Crop Dropout ELU Eltwise Exp LRN Log MVN "
+        "Normalize PReLU Pooling Power ReLU ReLU6 Scale Sigmoid Slice Softmax Split Swish "
+        "TanH Threshold"
+    ).split()
 )
 
 

@@ -228,12 +228,12 @@ def _replaced(
             return [_text(record.number, changes.type)]
         if record.number == _BATCH_NORM_PARAM and entry.type == "BatchNorm":
             return [Bytes(wire.length_field(_SCALE_PARAM, _flag(_SCALE_BIAS_TERM)))]
-    if changes.bias_term is not None and record.wire_type == wire.LENGTH:
-        if record.number in _HYPER_PARAMETERS:
-            old = model.source.read(record.value, record.end)
-            new = changes.bias_term(record.number, old)
-            return None if new == old else [Bytes(wire.length_field(record.number, new))]
-    return None
+    is_message = record.wire_type == wire.LENGTH and record.number in _HYPER_PARAMETERS
+    if changes.bias_term is None or not is_message:
+        return None
+    old = model.source.read(record.value, record.end)
+    new = changes.bias_term(record.number, old)
+    return None if new == old else [Bytes(wire.length_field(record.number, new))]
 
 
 def _blob_fields(number: int, blobs: dict[int, list[Piece]]) -> list[Piece]:

@@ -11,7 +11,7 @@ from pathlib import Path as FilePath
 
 from caffe_fold.affine import AFFINE
 from caffe_fold.errors import show
-from caffe_fold.facts import Facts
+from caffe_fold.facts import AffineLayer, Facts
 from caffe_fold.linear import LINEAR
 from caffe_fold.outputs import Outputs
 from caffe_fold.pairing import extra_layers
@@ -104,19 +104,19 @@ def _untrained(plan: Plan) -> Iterator[Note]:
     """A factor of 0 is folded as Caffe computes it, and is hardly ever meant."""
     taken = [a for fold in plan.folds for a in (*fold.layers_before, *fold.layers_behind)]
     taken += [a for merge in plan.merges for a in merge.layers]
-    names = {
-        a.layer.name: None
-        for a in taken
-        if a.layer.type == "BatchNorm"
-        and len(a.constants.blobs) > 2
-        and not a.constants.blobs[2][0]
-    }
+    names = {a.layer.name: None for a in taken if a.layer.type == "BatchNorm" and _factor(a) == 0}
     if names:
         yield Note(
             "untrained",
             f"the moving-average factor is 0 in {_list(list(names))}, as in a BatchNorm that was "
             "never trained: its mean and variance count as 0",
         )
+
+
+def _factor(layer: AffineLayer) -> float:
+    """The moving-average factor of a BatchNorm, 1 where it has none."""
+    blobs = layer.constants.blobs
+    return float(blobs[2][0]) if len(blobs) > 2 else 1.0
 
 
 def _disagreements(facts: Facts, plan: Plan) -> Iterator[Note]:
@@ -135,11 +135,11 @@ def _unknown_fields(facts: Facts, plan: Plan) -> Iterator[Note]:
     """Fields that the schema lacks in layers that take part, once for each field."""
     graph = facts.graph
     linear = {fold.linear.layer.index for fold in plan.folds}
+    merged = {merge.at for merge in plan.merges}
     taking_part = linear | {
         layer.index
         for at, layer in enumerate(graph.layers)
-        if layer.type in AFFINE
-        and (not plan.surgery.alive[at] or at in {m.at for m in plan.merges})
+        if layer.type in AFFINE and (not plan.surgery.alive[at] or at in merged)
     }
     by_field: dict[str, list[str]] = defaultdict(list)
     for layer in graph.layers:
@@ -201,7 +201,7 @@ def _other_states(facts: Facts, plan: Plan) -> Iterator[Note]:
 def _changed_blobs(facts: Facts, plan: Plan) -> set[str]:
     """The blob names that no longer stand for all values that they stood for."""
     graph, surgery = facts.graph, plan.surgery
-    changed = set()
+    changed: set[str] = set()
     for at, layer in enumerate(graph.layers):
         if not surgery.alive[at]:
             changed.update((*layer.bottoms, *layer.tops))

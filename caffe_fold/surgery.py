@@ -148,7 +148,7 @@ class Surgery:
 
     def _why_no_new_top(self, first: int, run: Sequence[int]) -> Refused | None:
         """Why the producer of a run's bottom cannot write the run's last top instead."""
-        producer, slot = self.producer[first]
+        producer, _ = self.producer[first]
         if producer is None or not self.bottoms[producer]:
             return Refused("blob-name", "an input of the net keeps its name")
         if first in self.kept or len(self.readers[first]) > 1:
