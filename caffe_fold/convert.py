@@ -35,7 +35,7 @@ from caffe_fold.rewrite_caffemodel import (
     rewritten_names,
 )
 from caffe_fold.rewrite_prototxt import rewrite_prototxt, twins
-from caffe_fold.summary import counted, summary
+from caffe_fold.summary import summary
 
 __all__ = ["fold"]
 
@@ -140,7 +140,7 @@ def _carry_out(job: _Job, facts: Facts, plan: Plan, outputs: Outputs, dry_run: b
     text = rewrite_prototxt(job.graph, plan, job.engine_caffe)
     pieces = list(_pieces(job, plan))
     size = sum(piece.size for piece in pieces)
-    report = summary(facts, plan, outputs, len(text), size)
+    report = summary(facts, plan, outputs, text, size)
     if dry_run:
         write_pieces(job.model, pieces, None)
         return report
@@ -148,9 +148,8 @@ def _carry_out(job: _Job, facts: Facts, plan: Plan, outputs: Outputs, dry_run: b
         pair.model.write_bytes(text)
         write_pieces(job.model, pieces, pair.weights)
         checked = _prove(job, plan, pair, size) if job.check else None
-        after = counted(report.after, pair.model, pair.weights)
         pair.commit()
-    return replace(report, written=True, checked=checked, after=after)
+    return replace(report, written=True, checked=checked)
 
 
 def _pieces(job: _Job, plan: Plan) -> Iterator[Piece]:

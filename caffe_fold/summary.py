@@ -6,8 +6,6 @@ import difflib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path as FilePath
 
 from caffe_fold.affine import AFFINE
 from caffe_fold.errors import show
@@ -19,17 +17,17 @@ from caffe_fold.plan import Plan
 from caffe_fold.report import Absorbed, Counts, Merged, Note, Report, Stayed
 from caffe_fold.rewrite_prototxt import twins
 
-__all__ = ["counted", "summary"]
+__all__ = ["summary"]
 
 _SHOWN = 5
 
 
-def summary(
-    facts: Facts, plan: Plan, outputs: Outputs, model_bytes: int, weights_bytes: int
-) -> Report:
-    """The report of a plan that is not yet carried out."""
+def summary(facts: Facts, plan: Plan, outputs: Outputs, text: bytes, weights_bytes: int) -> Report:
+    """The report of a plan that is not yet carried out. ``text`` is the new prototxt and
+    ``weights_bytes`` the size of the new caffemodel."""
     graph, surgery = facts.graph, plan.surgery
     document = graph.net.document
+    changes_text = text != document.text.encode("latin-1")
     merged = {merge.at for merge in plan.merges}
     types = [
         "Scale" if at in merged else layer.type
@@ -61,19 +59,12 @@ def summary(
             Stayed(stay.layer.name, stay.type, stay.code, stay.sentence) for stay in plan.stays
         ),
         warnings=tuple(_warnings(facts, plan)),
-        notes=tuple(_notes(plan)),
+        notes=tuple(_notes(plan, changes_text)),
         before=Counts(
             len(old_types), _by_type(old_types), len(document.text), facts.model.source.size
         ),
-        after=Counts(len(types), _by_type(types), model_bytes, weights_bytes),
+        after=Counts(len(types), _by_type(types), len(text), weights_bytes),
         checked=None,
-    )
-
-
-def counted(counts: Counts, model: FilePath, weights: FilePath) -> Counts:
-    """The counts with the sizes of the written files."""
-    return replace(
-        counts, model_bytes=os.path.getsize(model), weights_bytes=os.path.getsize(weights)
     )
 
 
@@ -81,8 +72,8 @@ def _by_type(types: list[str]) -> dict[str, int]:
     return dict(Counter(types).most_common())
 
 
-def _notes(plan: Plan) -> Iterator[Note]:
-    if plan.changes_nothing:
+def _notes(plan: Plan, changes_text: bool) -> Iterator[Note]:
+    if plan.changes_nothing and not changes_text:
         yield Note("nothing-to-fold", "nothing folds; the outputs are the inputs byte for byte")
 
 
@@ -178,18 +169,19 @@ def _unmatched(facts: Facts) -> Iterator[Note]:
 
 
 def _other_states(facts: Facts, plan: Plan) -> Iterator[Note]:
-    """Layers of other states that read a blob whose values changed or went."""
-    graph, surgery = facts.graph, plan.surgery
-    if all(surgery.alive) and plan.changes_nothing:
-        return
-    changed = _changed_blobs(facts, plan)
-    inside = {layer.index for layer in graph.layers}
+    """Layers of other states that read a value which the fold removed or changed."""
+    graph = facts.graph
+    inside = {layer.index: at for at, layer in enumerate(graph.layers)}
     gone = {layer.index for layer in twins(graph, plan)}
-    names = [
-        layer.name
-        for layer in graph.net.layers
-        if layer.index not in inside | gone and changed.intersection(layer.bottoms)
-    ]
+    last = {blob: value for value, (blob, _) in enumerate(graph.net.inputs)}
+    names = []
+    for layer in graph.net.layers:
+        if layer.index in inside:
+            last.update(zip(layer.tops, graph.tops[inside[layer.index]]))
+        elif layer.index not in gone:
+            read = [last[blob] for blob in layer.bottoms if blob in last]
+            if not all(_is_left(plan, value) for value in read):
+                names.append(layer.name)
     if names:
         yield Note(
             "other-states",
@@ -198,11 +190,11 @@ def _other_states(facts: Facts, plan: Plan) -> Iterator[Note]:
         )
 
 
-def _changed_blobs(facts: Facts, plan: Plan) -> set[str]:
-    """The blob names that no longer stand for all values that they stood for."""
-    graph, surgery = facts.graph, plan.surgery
-    changed: set[str] = set()
-    for at, layer in enumerate(graph.layers):
-        if not surgery.alive[at]:
-            changed.update((*layer.bottoms, *layer.tops))
-    return changed
+def _is_left(plan: Plan, value: int) -> bool:
+    """Whether a value still stands under its name."""
+    surgery = plan.surgery
+    producer, slot = surgery.producer[value]
+    if producer is None:
+        return True
+    is_written = surgery.alive[producer] and surgery.tops[producer][slot] == value
+    return is_written and surgery.name(value) == surgery.graph.values[value].blob
