@@ -38,18 +38,12 @@ class Folding:
             block = block * self._outputs(self.behind.scale, block, row, col)
         return block
 
-    def shift_sums(self, block: Array, row: int, col: int) -> Array:
-        """What a block of W adds to W c, of shape (N,), for the shift c of the map before."""
-        if self.before is None or not self.before.has_shift:
-            return np.zeros(self.layout.outputs)
-        products = block * self._inputs(self.before.shift, block, row, col)
-        sums = np.zeros(self.layout.outputs)
-        if self.layout.kind == "transposed":
-            sums[col : col + block.shape[1]] = products.sum(axis=0)
-        else:
-            rows = np.arange(row, row + block.shape[0])
-            np.add.at(sums, self.layout.output_of(rows), products.sum(axis=1))
-        return sums
+    def add_shift_sums(self, sums: Array, block: Array, row: int, col: int) -> None:
+        """Add to ``sums`` (N,) what a block of W adds to W c, for the shift c of the map
+        before."""
+        if self.before is not None and self.before.has_shift:
+            products = block * self._inputs(self.before.shift, block, row, col)
+            self.layout.add_per_output(sums, products, row, col)
 
     def bias(self, bias: Array | None, shift_sums: Array) -> Array:
         """b' of shape (N,) from b (N,) or None and the sums of W c over all blocks."""

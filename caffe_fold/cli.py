@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from caffe_fold._version import __version__
+from caffe_fold.choices import BN_LAYOUTS, BN_VARIANCES, WEIGHTS_DTYPES
 from caffe_fold.errors import CaffeFoldError, StrictError
 
 if TYPE_CHECKING:
@@ -95,6 +96,28 @@ def cli(context: click.Context) -> None:
     help="Fold BatchNorm layers that the prototxt sets to normalise by the batch, too.",
 )
 @click.option(
+    "--bn-layout",
+    type=click.Choice(BN_LAYOUTS),
+    help="The layout of BatchNorm layers of 4 or 5 blobs where the files do not tell it.",
+)
+@click.option(
+    "--bn-variance",
+    type=click.Choice(BN_VARIANCES),
+    default=BN_VARIANCES[0],
+    show_default=True,
+    help="What a BN layer's fourth blob holds: variance or inverse standard deviation.",
+)
+@click.option(
+    "--weights-dtype",
+    type=click.Choice(WEIGHTS_DTYPES),
+    help="The number type of folded blobs.  [default: the widest that goes into each]",
+)
+@click.option(
+    "--drop-quantization",
+    is_flag=True,
+    help="Fold layers with a quantization_param, too, and drop it.",
+)
+@click.option(
     "--allow-extra-weights",
     is_flag=True,
     help="Go on where the weights have a BatchNorm that the prototxt lacks.",
@@ -111,9 +134,8 @@ def fold(strict: bool, as_json: bool, quiet: bool, **options: Any) -> None:
 
     report = fold_files(options.pop("model"), options.pop("weights"), **options)
     _print(report, as_json, quiet)
-    left = report.after.by_type.get("BatchNorm", 0)
-    if strict and left:
-        raise StrictError(f"--strict: {left} BatchNorm layers are left")
+    if strict and report.left:
+        raise StrictError(f"--strict: {report.left} BatchNorm layers are left")
 
 
 @cli.command()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from caffe_fold.affine import Refused
-from caffe_fold.caffemodel import Caffemodel, Entry
+from caffe_fold.caffemodel import Caffemodel
 from caffe_fold.check import check_graph, check_values
+from caffe_fold.choices import Choices
 from caffe_fold.errors import CheckError, InputError, Path, show
 from caffe_fold.facts import Facts
+from caffe_fold.folded_values import Blocked
 from caffe_fold.graph import Graph, build
 from caffe_fold.inputs import open_prototxt, require_inputs
 from caffe_fold.net import State, read_net
@@ -23,18 +25,10 @@ from caffe_fold.outputs import (
     write_pieces,
 )
 from caffe_fold.pairing import require_unfolded_pair
-from caffe_fold.plan import Merge, Plan, Planner
+from caffe_fold.plan import Plan, Planner
 from caffe_fold.report import Checked, Report
-from caffe_fold.rewrite_caffemodel import (
-    Blocked,
-    Names,
-    Piece,
-    Span,
-    rewritten_fold,
-    rewritten_merge,
-    rewritten_names,
-)
-from caffe_fold.rewrite_prototxt import rewrite_prototxt, twins
+from caffe_fold.rewrite_caffemodel import rewrite_caffemodel
+from caffe_fold.rewrite_prototxt import rewrite_prototxt
 from caffe_fold.summary import summary
 
 __all__ = ["fold"]
@@ -47,7 +41,7 @@ class _Job:
     graph: Graph
     model: Caffemodel
     kept: frozenset[int]
-    assume_global_stats: bool
+    choices: Choices
     engine_caffe: bool
     check: bool
 
@@ -62,6 +56,10 @@ def fold(
     level: int | None = None,
     keep: Sequence[str] = (),
     assume_global_stats: bool = False,
+    bn_layout: str | None = None,
+    bn_variance: str = "var",
+    weights_dtype: str | None = None,
+    drop_quantization: bool = False,
     allow_extra_weights: bool = False,
     engine_caffe: bool = False,
     dry_run: bool = False,
@@ -79,6 +77,13 @@ def fold(
     :param keep: names of blobs that must keep their values.
     :param assume_global_stats: take BatchNorm layers as normalising by their stored
         statistics even where the prototxt says otherwise.
+    :param bn_layout: the layout of BatchNorm layers of four or five blobs whose files do
+        not tell it: "nvidia", "digits" or "intel".
+    :param bn_variance: what the fourth blob of a "BN" layer holds: "var", the variance,
+        or "invstd", the inverse standard deviation.
+    :param weights_dtype: the number type of folded blobs, "float16", "float32" or
+        "float64"; None for the widest among the blobs that go into a fold.
+    :param drop_quantization: fold layers with quantization parameters, and drop those.
     :param allow_extra_weights: go on where the weights have a BatchNorm behind a layer
         for which the prototxt has none.
     :param engine_caffe: set ``engine: CAFFE`` on 1x1 convolutions.
@@ -93,6 +98,7 @@ def fold(
 
     Whatever is raised, the inputs are untouched and no output is left half done.
     """
+    choices = Choices(assume_global_stats, bn_layout, bn_variance, weights_dtype, drop_quantization)
     require_inputs(model, weights)
     outputs = resolve_outputs(model, weights, output_model, output_weights)
     net = read_net(open_prototxt(model))
@@ -106,7 +112,7 @@ def fold(
         if not allow_extra_weights:
             require_unfolded_pair(graph, caffemodel)
         kept = frozenset(_kept(graph, name) for name in keep)
-        job = _Job(graph, caffemodel, kept, assume_global_stats, engine_caffe, check)
+        job = _Job(graph, caffemodel, kept, choices, engine_caffe, check)
         return _until_computable(job, outputs, dry_run)
 
 
@@ -126,7 +132,7 @@ def _until_computable(job: _Job, outputs: Outputs, dry_run: bool) -> Report:
     plan anew without it. Each turn refuses one layer more, so this ends."""
     blocked: dict[int, Refused] = {}
     while True:
-        facts = Facts(job.graph, job.model, job.assume_global_stats, blocked)
+        facts = Facts(job.graph, job.model, job.choices, blocked)
         plan = Planner(facts, job.kept).plan()
         try:
             return _carry_out(job, facts, plan, outputs, dry_run)
@@ -138,7 +144,7 @@ def _until_computable(job: _Job, outputs: Outputs, dry_run: bool) -> Report:
 
 def _carry_out(job: _Job, facts: Facts, plan: Plan, outputs: Outputs, dry_run: bool) -> Report:
     text = rewrite_prototxt(job.graph, plan, job.engine_caffe)
-    pieces = list(_pieces(job, plan))
+    pieces = list(rewrite_caffemodel(job.model, job.graph, plan, job.choices))
     size = sum(piece.size for piece in pieces)
     report = summary(facts, plan, outputs, text, size)
     if dry_run:
@@ -152,65 +158,6 @@ def _carry_out(job: _Job, facts: Facts, plan: Plan, outputs: Outputs, dry_run: b
     return replace(report, written=True, checked=checked)
 
 
-def _pieces(job: _Job, plan: Plan) -> Iterator[Piece]:
-    """The new caffemodel, from its first byte to its last."""
-    model, places = job.model, {layer.name: at for at, layer in enumerate(job.graph.layers)}
-    folds = {fold.at: fold for fold in plan.folds}
-    merges = {merge.at: merge for merge in plan.merges}
-    gone = _gone(job.graph, plan)
-    new_behind = _new_entries(plan)
-    end = 0
-    for entry in model.entries:
-        yield Span(end, entry.start)
-        end = entry.end
-        at = places.get(entry.name)
-        if entry.name in gone:
-            pass
-        elif at in folds:
-            yield from rewritten_fold(model, entry, folds[at], _names(plan, job.graph, at))
-        elif at in merges:
-            yield from rewritten_merge(model, entry, merges[at], _names(plan, job.graph, at))
-        elif at is not None and _is_renamed(plan, job.graph, at):
-            yield from rewritten_names(model, entry, _names(plan, job.graph, at))
-        else:
-            yield Span(entry.start, entry.end)
-        for merge in new_behind.get(entry.index, ()):
-            yield from rewritten_merge(model, None, merge, _names(plan, job.graph, merge.at))
-    yield Span(end, model.source.size)
-
-
-def _gone(graph: Graph, plan: Plan) -> set[str]:
-    """Names of layers that the new prototxt no longer has."""
-    removed = {layer.index for layer in twins(graph, plan)}
-    removed |= {layer.index for at, layer in enumerate(graph.layers) if not plan.surgery.alive[at]}
-    left = {layer.name for layer in graph.net.layers if layer.index not in removed}
-    return {layer.name for layer in graph.net.layers if layer.index in removed} - left
-
-
-def _new_entries(plan: Plan) -> dict[int, list[Merge]]:
-    """Merged layers that had no entry, such as a Power, by the entry of their run behind
-    which theirs goes."""
-    found: dict[int, list[Merge]] = {}
-    for merge in plan.merges:
-        if not merge.keeper.entries:
-            entries: list[Entry] = [e for layer in merge.layers for e in layer.entries]
-            found.setdefault(max(e.index for e in entries), []).append(merge)
-    return found
-
-
-def _is_renamed(plan: Plan, graph: Graph, at: int) -> bool:
-    names = _names(plan, graph, at)
-    return any(name is not None for name in (*names.bottoms, *names.tops))
-
-
-def _names(plan: Plan, graph: Graph, at: int) -> Names:
-    """The names of a layer's bottoms and tops that changed."""
-    layer, surgery = graph.layers[at], plan.surgery
-    pairs = ((layer.bottoms, surgery.bottom_names[at]), (layer.tops, surgery.top_names[at]))
-    bottoms, tops = (tuple(None if a == b else b for a, b in zip(old, new)) for old, new in pairs)
-    return Names(bottoms, tops)
-
-
 def _prove(job: _Job, plan: Plan, pair: TemporaryPair, size: int) -> Checked:
     """Read both written files anew and compare them with what was planned."""
     try:
@@ -220,6 +167,6 @@ def _prove(job: _Job, plan: Plan, pair: TemporaryPair, size: int) -> Checked:
         if written != size:
             raise CheckError(f"{written} bytes of weights were written and {size} were planned")
         with Caffemodel.open(pair.weights) as caffemodel:
-            return check_values(plan, job.model, Facts(graph, caffemodel, job.assume_global_stats))
+            return check_values(plan, job.model, Facts(graph, caffemodel, job.choices))
     except (InputError, Refused) as error:
         raise CheckError(f"what was written cannot be read again: {error}") from error

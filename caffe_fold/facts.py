@@ -15,6 +15,7 @@ import numpy as np
 
 from caffe_fold.affine import AFFINE, AffineMap, AffineType, Constants, Refused
 from caffe_fold.caffemodel import Blob, Caffemodel, Entry
+from caffe_fold.choices import Choices
 from caffe_fold.errors import show
 from caffe_fold.graph import Graph
 from caffe_fold.linear import LINEAR, Layout, fitted
@@ -30,6 +31,8 @@ _LAYER_FIELDS = frozenset(
         "weight_decay blob_share_mode"
     ).split()
 )
+
+CHOICES = Choices()
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,12 @@ class Facts:
         self,
         graph: Graph,
         model: Caffemodel,
-        assume_global_stats: bool = False,
+        choices: Choices = CHOICES,
         blocked: dict[int, Refused] | None = None,
     ) -> None:
         self.graph = graph
         self.model = model
-        self.assume_global_stats = assume_global_stats
+        self.choices = choices
         self.blocked = blocked or {}
         self.unknown: dict[int, tuple[str, ...]] = {}
         self._affine: dict[int, AffineLayer | Refused] = {}
@@ -114,7 +117,6 @@ class Facts:
         if layer.has_loss_weight:
             raise Refused("loss-weight", "its 'loss_weight' makes its top a part of the loss")
         parsed = self.parsed(layer, kind.parameter, kind.message)
-        self._require_global_statistics(layer, parsed)
         entries, blobs = self._blobs(layer, kind.blobs) if max(kind.blobs) else ((), ())
         if layer.type == "Scale" and len(blobs) == 2 and not parsed.message.bias_term:
             raise Refused(
@@ -125,7 +127,15 @@ class Facts:
         values = tuple(self.model.vector(blob) for blob in blobs)
         if not all(np.isfinite(v).all() for v in values):
             raise Refused("not-finite", "its blobs hold values that are not finite numbers")
-        constants = Constants(parsed.message, values, shapes, self._rank_for(at, parsed))
+        constants = Constants(
+            parsed.message,
+            values,
+            shapes,
+            self._rank_for(at, parsed),
+            layer.phase or self.graph.state.phase,
+            self._engines(layer, parsed),
+            self.choices,
+        )
         return AffineLayer(layer, kind, self._map(kind, constants), constants, entries)
 
     def _map(self, kind: AffineType, constants: Constants) -> AffineMap:
@@ -149,23 +159,6 @@ class Facts:
             "tops-and-bottoms",
             f"it has {len(layer.bottoms)} bottoms and {len(layer.tops)} tops, not one of each",
         )
-
-    def _require_global_statistics(self, layer: Layer, parsed: Parsed) -> None:
-        if layer.type != "BatchNorm" or self.assume_global_stats:
-            return
-        if parsed.message.HasField("use_global_stats"):
-            if not parsed.message.use_global_stats:
-                raise Refused(
-                    "batch-statistics",
-                    "'use_global_stats: false' makes it normalise by the statistics of each "
-                    "batch (--assume-global-stats folds the stored ones)",
-                )
-        elif (layer.phase or self.graph.state.phase) != "TEST":
-            raise Refused(
-                "batch-statistics",
-                "its own 'phase: TRAIN' makes it normalise by the statistics of each batch "
-                "(--assume-global-stats folds the stored ones)",
-            )
 
     # ---- Linear layers ----
 
@@ -229,6 +222,12 @@ class Facts:
 
     # ---- What both need ----
 
+    def _engines(self, layer: Layer, parsed: Parsed) -> tuple[str, ...]:
+        """The engines named for a layer, in itself or in its parameters."""
+        document = self.graph.net.document
+        fields = (*layer.fields, *parsed.fields)
+        return tuple(document.value(f) for f in fields if f.name == "engine" and f.fields is None)
+
     def _rank_for(self, at: int, parsed: Parsed) -> int | None:
         """The rank of a layer's bottom, where an axis that counts from the end asks."""
         if getattr(parsed.message, "axis", 1) >= 0:
@@ -253,6 +252,14 @@ class Facts:
         document = self.graph.net.document
         for field in (*layer.fields, *parsed.fields):
             value = "" if field.fields is not None else document.value(field)
+            if field.name == "quantization_param":
+                if self.choices.drop_quantization:
+                    continue
+                raise Refused(
+                    "quantization",
+                    "its 'quantization_param' holds scales of the weights as they are "
+                    "(--drop-quantization drops it and folds)",
+                )
             if _changes_computation(field.name, value.strip("\"'")):
                 shown = field.name if not value else f"{field.name}: {value}"
                 raise Refused(
@@ -328,6 +335,6 @@ def _changes_computation(name: str, value: str) -> bool:
     ConvolutionParameter.relu, negative_slope and fusion_type, BatchNormParameter.relu)."""
     if name == "relu":
         return value not in ("false", "0")
-    if name == "fusion_type":
-        return value not in ("UNFUSED", "0")
-    return name == "quantization_param"
+    if name == "negative_slope":
+        return value.strip("0.") != ""
+    return name == "fusion_type" and value not in ("UNFUSED", "0")

@@ -80,6 +80,15 @@ class Layout:
             return rows // (self.outputs // self.group)
         return np.zeros_like(rows)
 
+    def add_per_output(self, sums: Array, block: Array, row: int, col: int) -> None:
+        """Add the numbers of a block, which begins at a row and column, to those of their
+        output channels, (N,)."""
+        if self.kind == "transposed":
+            sums[col : col + block.shape[1]] += block.sum(axis=0)
+        else:
+            rows = np.arange(row, row + block.shape[0])
+            np.add.at(sums, self.output_of(rows), block.sum(axis=1))
+
     def spread(self, channels: Array) -> Array:
         """One number an input channel, (C,) or (1,), as the input vectors (V, cols).
 

@@ -17,8 +17,8 @@ from pathlib import Path as FilePath
 from typing import IO
 
 from caffe_fold.caffemodel import Caffemodel
+from caffe_fold.entries import Bytes, Piece, Span
 from caffe_fold.errors import OutputError, Path, show
-from caffe_fold.rewrite_caffemodel import Bytes, Piece, Span
 
 __all__ = ["Outputs", "resolve_outputs", "temporary_pair", "write_pieces"]
 

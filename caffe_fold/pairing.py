@@ -7,6 +7,7 @@ the most reported mistake with folded nets.
 
 from __future__ import annotations
 
+from caffe_fold.affine import AFFINE
 from caffe_fold.caffemodel import Caffemodel, Entry
 from caffe_fold.errors import InputError, show
 from caffe_fold.graph import Graph
@@ -14,7 +15,7 @@ from caffe_fold.linear import LINEAR
 
 __all__ = ["extra_layers", "require_unfolded_pair"]
 
-_NORMALISING = frozenset(("BatchNorm", "BN", "CuDNNBatchNorm"))
+_NORMALISING = frozenset(name for name, kind in AFFINE.items() if kind.normalises)
 
 
 def require_unfolded_pair(graph: Graph, model: Caffemodel) -> None:

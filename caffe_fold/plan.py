@@ -25,10 +25,10 @@ from caffe_fold.linear import LINEAR
 from caffe_fold.net import Layer
 from caffe_fold.surgery import Surgery
 
-__all__ = ["COUNTED", "Fold", "Merge", "Plan", "Planner", "Removal", "Repair", "Stay"]
+__all__ = ["EXPLAINED", "Fold", "Merge", "Plan", "Planner", "Removal", "Repair", "Stay"]
 
-# The types that exist only to be affine, and of which each that stays is explained.
-COUNTED = ("BatchNorm", "Scale", "Bias")
+# The types of which each that stays is explained.
+EXPLAINED = tuple(name for name, kind in AFFINE.items() if kind.explained)
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Planner:
         for at, why in sorted(self.refused.items()):
             layer = self.graph.layers[at]
             kind = "Scale" if at in merged else layer.type
-            if self.surgery.alive[at] and kind in COUNTED:
+            if self.surgery.alive[at] and kind in EXPLAINED:
                 stays.append(Stay(layer, kind, why.code, why.sentence))
         repairs = tuple(self._repairs(folds))
         merges, removals = tuple(self.merges), tuple(self.removals)
@@ -411,7 +411,7 @@ class Planner:
     def _merge(self, run: tuple[int, ...]) -> None:
         """A run that nothing absorbs becomes one Scale."""
         types = [self.graph.layers[at].type for at in run]
-        if len(run) < 2 or not any(t in COUNTED for t in types):
+        if len(run) < 2 or not any(t in EXPLAINED for t in types):
             return
         composed = self._map(run)
         scales = [at for at in run if self.graph.layers[at].type == "Scale"]

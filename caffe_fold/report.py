@@ -86,6 +86,20 @@ class Report:
     after: Counts
     checked: Checked | None
 
+    @property
+    def explained_types(self) -> tuple[str, ...]:
+        """The types whose layers are counted and explained."""
+        from caffe_fold.plan import EXPLAINED
+
+        return EXPLAINED
+
+    @property
+    def left(self) -> int:
+        """How many normalising layers are left."""
+        from caffe_fold.affine import AFFINE
+
+        return sum(self.after.by_type.get(t, 0) for t, kind in AFFINE.items() if kind.normalises)
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data for JSON; every name is printable text."""
         from caffe_fold import __version__
@@ -125,7 +139,7 @@ def _names(names: tuple[str, ...]) -> str:
 def _summary(report: Report) -> list[str]:
     lines = []
     rows = [("layers", report.before.layers, report.after.layers)]
-    for kind in ("BatchNorm", "Scale", "Bias"):
+    for kind in report.explained_types:
         before, after = (c.by_type.get(kind, 0) for c in (report.before, report.after))
         if before or after:
             rows.append((kind, before, after))

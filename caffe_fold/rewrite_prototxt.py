@@ -32,6 +32,7 @@ def rewrite_prototxt(graph: Graph, plan: Plan, engine_caffe: bool = False) -> by
         layer = fold.linear.layer
         if fold.needs_bias and not fold.linear.bias_term:
             writer.set(layer, LINEAR[layer.type].parameter, "bias_term", "true")
+        writer.drop(layer, "quantization_param")
     for repair in plan.repairs:
         writer.set(repair.layer, repair.parameter, "bias_term", "false")
         for field in repair.layer.all("param")[1:]:
@@ -100,9 +101,18 @@ class _Writer:
         elif self.document.value(field) != value:
             self._replace(field, value)
 
+    def drop(self, layer: Layer, name: str) -> None:
+        """Remove a field wherever it stands in a layer or in one of its messages."""
+        for field in layer.fields:
+            if field.name == name:
+                self.edits.append(removal(self.document, field))
+            else:
+                self._remove([field], name)
+
     def merge(self, merge: Merge) -> None:
         """Make the kept layer of a run a Scale with bias."""
         layer, kind = merge.keeper.layer, merge.keeper.kind
+        self.drop(layer, "quantization_param")
         if layer.type == "Scale":
             if merge.keeper.map.channels is None and merge.map.channels is not None:
                 self._remove(layer.all(kind.parameter), "axis", "num_axes")

@@ -75,6 +75,25 @@ def _by_type(types: list[str]) -> dict[str, int]:
 def _notes(plan: Plan, changes_text: bool) -> Iterator[Note]:
     if plan.changes_nothing and not changes_text:
         yield Note("nothing-to-fold", "nothing folds; the outputs are the inputs byte for byte")
+    taken = {a.layer.name: a for a in _taken(plan)}
+    names = [
+        name for name, a in taken.items() if a.layer.type == "BN" and len(a.constants.blobs) == 4
+    ]
+    if names:
+        choices = taken[names[0]].constants.choices
+        read = "variance" if choices.bn_variance == "var" else "inverse standard deviation"
+        yield Note(
+            "bn-variance",
+            f"the fourth blob of {_list(names)} was taken as {read}; files from before the forks "
+            "changed it hold the inverse standard deviation (--bn-variance)",
+        )
+    names = [name for name, a in taken.items() if a.layer.type == "CuDNNBatchNorm"]
+    if names:
+        yield Note(
+            "cudnn-layout",
+            f"the blobs of {_list(names)} were taken as mean, variance, scale and bias, as MNN "
+            "reads a CuDNNBatchNorm",
+        )
 
 
 def _warnings(facts: Facts, plan: Plan) -> Iterator[Note]:
@@ -91,11 +110,17 @@ def _list(names: list[str]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
+def _taken(plan: Plan) -> list[AffineLayer]:
+    """The affine layers that were folded or merged."""
+    taken = [a for fold in plan.folds for a in (*fold.layers_before, *fold.layers_behind)]
+    return taken + [a for merge in plan.merges for a in merge.layers]
+
+
 def _untrained(plan: Plan) -> Iterator[Note]:
     """A factor of 0 is folded as Caffe computes it, and is hardly ever meant."""
-    taken = [a for fold in plan.folds for a in (*fold.layers_before, *fold.layers_behind)]
-    taken += [a for merge in plan.merges for a in merge.layers]
-    names = {a.layer.name: None for a in taken if a.layer.type == "BatchNorm" and _factor(a) == 0}
+    names = {
+        a.layer.name: None for a in _taken(plan) if a.layer.type == "BatchNorm" and _factor(a) == 0
+    }
     if names:
         yield Note(
             "untrained",

@@ -1,0 +1,112 @@
+"""A per-channel affine map, and what a type of layer must tell to be one.
+
+Maps compose::
+
+    (a2, c2) after (a1, c1)  =  (a2 * a1, a2 * c1 + c2)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caffe_fold.choices import Choices
+
+__all__ = ["AffineMap", "AffineType", "Array", "Constants", "Refused"]
+
+Array = NDArray[np.float64]
+
+
+class Refused(Exception):
+    """What stands in the way of a fold: a stable code and one sentence."""
+
+    def __init__(self, code: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+        self.sentence = sentence
+
+
+@dataclass(frozen=True)
+class AffineMap:
+    """``y = scale * x + shift`` per channel.
+
+    ``scale`` and ``shift`` are float64 of shape (C,), or (1,) where one number
+    serves all channels. ``channels`` is C, or None for a map that fits any number.
+    """
+
+    scale: Array
+    shift: Array
+    channels: int | None
+
+    def then(self, later: AffineMap) -> AffineMap:
+        """This map and then another, of as many channels or of any number."""
+        return AffineMap(
+            later.scale * self.scale,
+            later.scale * self.shift + later.shift,
+            self.channels if later.channels is None else later.channels,
+        )
+
+    @property
+    def is_identity(self) -> bool:
+        return bool((self.scale == 1).all() and (self.shift == 0).all())
+
+    @property
+    def has_shift(self) -> bool:
+        return bool((self.shift != 0).any())
+
+    @property
+    def is_finite(self) -> bool:
+        return bool(np.isfinite(self.scale).all() and np.isfinite(self.shift).all())
+
+    def equals(self, other: AffineMap) -> bool:
+        """Whether both maps hold the same numbers."""
+        return np.array_equal(self.scale, other.scale) and np.array_equal(self.shift, other.shift)
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What a layer's map is read from.
+
+    ``message`` is its parsed hyper-parameters, ``blobs`` its values in float64, 1-D,
+    ``shapes`` the blobs' shapes (legacy ones without their leading ones), ``rank`` the
+    number of axes of its bottom, or None where that is not known. ``phase`` is the
+    phase it runs in, ``engines`` the engines named for it, ``choices`` what the user
+    decided where the files do not say.
+    """
+
+    message: Any
+    blobs: tuple[Array, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    rank: int | None
+    phase: str
+    engines: tuple[str, ...]
+    choices: Choices
+
+    def described(self) -> str:
+        """The blobs for a message: how many, and their shapes."""
+        shapes = ", ".join(str(shape) for shape in self.shapes)
+        return f"{len(self.shapes)} blobs of the shapes {shapes}"
+
+
+@dataclass(frozen=True)
+class AffineType:
+    """One type of affine layer.
+
+    ``parameter`` and ``message`` are its hyper-parameters in the prototxt, ``blobs`` the
+    numbers of blobs that it may have. ``read`` gives its map or raises Refused;
+    ``forward`` computes the layer on ``x`` of shape (C, M) as Caffe does, for blobs that
+    are scalars or have one value a channel; it is the proof's, and the fold does not use
+    it. ``normalises`` marks what a net that is folded should be free of, ``explained``
+    what is explained where it stays.
+    """
+
+    parameter: str
+    message: type[Any]
+    blobs: tuple[int, ...]
+    read: Callable[[Constants], AffineMap]
+    forward: Callable[[Array, Constants], Array]
+    normalises: bool = False
+    explained: bool = True
