@@ -94,7 +94,8 @@ class Blob:
 @dataclass(frozen=True)
 class Entry:
     """One layer of the file: its field lies at ``start:end``, its message at
-    ``body:end``. ``index`` counts all layers of the file."""
+    ``body:end``. ``index`` counts all layers of the file. ``is_v0`` marks the format
+    before V1LayerParameter, whose blobs are not read."""
 
     index: int
     number: int
@@ -106,6 +107,7 @@ class Entry:
     bottoms: tuple[str, ...]
     tops: tuple[str, ...]
     blobs: tuple[Blob, ...]
+    is_v0: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,12 @@ class Caffemodel:
                 continue
             if record.wire_type != wire.LENGTH:
                 raise source.error(record.start, "not a caffemodel (its layers are no messages)")
+            if entries and record.number != entries[0].number:
+                raise source.error(
+                    record.start,
+                    "the file has both 'layer' and 'layers' fields, of which Caffe ignores one "
+                    "kind; expected one format (Caffe's upgrade_net_proto_binary writes the newer)",
+                )
             entry = _entry(source, record, len(entries))
             entries.append(entry)
             by_name[entry.name] = (*by_name.get(entry.name, ()), entry)
@@ -199,11 +207,15 @@ def name_text(value: str | bytes) -> str:
 
 def _entry(source: wire.Source, record: wire.Record, index: int) -> Entry:
     blobs, head, total = [], [], 0
+    v0_name: str | None = None
     for field in wire.walk(source, record.value, record.end):
         if field.number == _LAYER_FIELDS[record.number]["blobs"]:
             if field.wire_type != wire.LENGTH:
                 raise source.error(field.start, "not a caffemodel (a blob is no message)")
             blobs.append(_blob(source, field))
+            continue
+        if record.number == 2 and field.number == _V0_LAYER and field.wire_type == wire.LENGTH:
+            v0_name = _v0_name(source, field)
             continue
         total += field.end - field.start
         if total > _HEAD_LIMIT:
@@ -216,12 +228,25 @@ def _entry(source: wire.Source, record: wire.Record, index: int) -> Entry:
         start=record.start,
         body=record.value,
         end=record.end,
-        name=name_text(layer.name),
+        name=name_text(layer.name) if v0_name is None else v0_name,
         type=name_text(layer.type) if record.number == 100 else str(layer.type),
         bottoms=tuple(map(name_text, layer.bottom)),
         tops=tuple(map(name_text, layer.top)),
         blobs=tuple(blobs),
+        is_v0=v0_name is not None,
     )
+
+
+# V1LayerParameter.layer is a V0LayerParameter, whose first field is the name.
+_V0_LAYER, _V0_NAME = 1, 1
+
+
+def _v0_name(source: wire.Source, record: wire.Record) -> str:
+    name = b""
+    for field in wire.walk(source, record.value, record.end):
+        if field.number == _V0_NAME and field.wire_type == wire.LENGTH:
+            name = source.read(field.value, min(field.end, field.value + _HEAD_LIMIT))
+    return name.decode("utf-8", "surrogateescape")
 
 
 def _message(source: wire.Source, record: wire.Record, is_v2: bool, head: bytes) -> Any:

@@ -283,6 +283,12 @@ class Facts:
             close = difflib.get_close_matches(layer.name, self.model.by_name, 1)
             hint = f" (the closest is '{show(close[0])}')" if close else ""
             raise Refused("no-weights", f"the weights have no layer of its name{hint}")
+        if entries[0].is_v0:
+            raise Refused(
+                "old-format",
+                "its weights are of the format before 'layers' (Caffe's upgrade_net_proto_binary "
+                "writes the newer)",
+            )
         blobs = entries[0].blobs
         for other in entries[1:]:
             if len(other.blobs) != len(blobs) or not all(

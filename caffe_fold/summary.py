@@ -132,7 +132,7 @@ def _untrained(plan: Plan) -> Iterator[Note]:
 def _factor(layer: AffineLayer) -> float:
     """The moving-average factor of a BatchNorm, 1 where it has none."""
     blobs = layer.constants.blobs
-    return float(blobs[2][0]) if len(blobs) > 2 else 1.0
+    return float(blobs[2][0]) if len(blobs) > 2 and blobs[2].size == 1 else 1.0
 
 
 def _disagreements(facts: Facts, plan: Plan) -> Iterator[Note]:
