@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,7 +135,7 @@ class Caffemodel:
     def index(cls, source: wire.Source) -> Caffemodel:
         entries: list[Entry] = []
         by_name: dict[str, tuple[Entry, ...]] = {}
-        for record in wire.walk(source, 0, source.size):
+        for record in wire.Walk(source, 0, source.size):
             if record.number not in _LAYER_FIELDS:
                 continue
             if record.wire_type != wire.LENGTH:
@@ -206,22 +206,20 @@ def name_text(value: str | bytes) -> str:
 
 
 def _entry(source: wire.Source, record: wire.Record, index: int) -> Entry:
-    blobs, head, total = [], [], 0
+    blobs: list[Blob] = []
+    head: list[tuple[int, int]] = []
     v0_name: str | None = None
-    for field in wire.walk(source, record.value, record.end):
-        if field.number == _LAYER_FIELDS[record.number]["blobs"]:
+    blobs_number = _LAYER_FIELDS[record.number]["blobs"]
+    for field in wire.Walk(source, record.value, record.end):
+        if field.number == blobs_number:
             if field.wire_type != wire.LENGTH:
                 raise source.error(field.start, "not a caffemodel (a blob is no message)")
             blobs.append(_blob(source, field))
-            continue
-        if record.number == 2 and field.number == _V0_LAYER and field.wire_type == wire.LENGTH:
+        elif record.number == 2 and field.number == _V0_LAYER and field.wire_type == wire.LENGTH:
             v0_name = _v0_name(source, field)
-            continue
-        total += field.end - field.start
-        if total > _HEAD_LIMIT:
-            raise source.error(record.start, "a layer holds over 64 MiB beside its blobs")
-        head.append(source.read(field.start, field.end))
-    layer = _message(source, record, record.number == 100, b"".join(head))
+        else:
+            head.append((field.start, field.end))
+    layer = _message(source, record, record.number == 100, _joined(source, record, head))
     return Entry(
         index=index,
         number=record.number,
@@ -237,13 +235,26 @@ def _entry(source: wire.Source, record: wire.Record, index: int) -> Entry:
     )
 
 
+def _joined(source: wire.Source, record: wire.Record, spans: Iterable[tuple[int, int]]) -> bytes:
+    """The bytes of spans, read with those that they touch, and not without bound."""
+    joined: list[tuple[int, int]] = []
+    for start, end in spans:
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((start, end))
+    if sum(end - start for start, end in joined) > _HEAD_LIMIT:
+        raise source.error(record.start, "a message holds over 64 MiB beside its values")
+    return b"".join(source.read(start, end) for start, end in joined)
+
+
 # V1LayerParameter.layer is a V0LayerParameter, whose first field is the name.
 _V0_LAYER, _V0_NAME = 1, 1
 
 
 def _v0_name(source: wire.Source, record: wire.Record) -> str:
     name = b""
-    for field in wire.walk(source, record.value, record.end):
+    for field in wire.Walk(source, record.value, record.end):
         if field.number == _V0_NAME and field.wire_type == wire.LENGTH:
             name = source.read(field.value, min(field.end, field.value + _HEAD_LIMIT))
     return name.decode("utf-8", "surrogateescape")
@@ -263,40 +274,33 @@ def _blob(source: wire.Source, record: wire.Record) -> Blob:
     """Index one blob: the runs of its values, and its shape by the bindings."""
     found: dict[Form, list[Run]] = {form: [] for form in Form}
     head: list[tuple[int, int]] = []
-    before, at, types = None, record.value, b""
-    while at < record.end:
-        field = next(wire.walk(source, at, record.end))
-        at = field.end
+    before, types = None, b""
+    fields = wire.Walk(source, record.value, record.end)
+    for field in fields:
         if field.number in _VALUES and before is None:
             before = len(head)
-        if field.number == 5:
-            found[Form.DATA].append(_run(source, field, record.end, 4))
-        elif field.number == 8:
-            found[Form.DOUBLE_DATA].append(_run(source, field, record.end, 8))
+        if field.number in _FLOATS:
+            form, item = _FLOATS[field.number]
+            run = _run(source, field, record.end, item)
+            found[form].append(run)
+            fields.skip_to(
+                run.offset + run.stride * (run.count - 1) + item if run.count else field.end
+            )
         elif field.number == 12 and field.wire_type == wire.LENGTH:
             found[Form.RAW_DATA] = [Run(field.value, field.end - field.value, 1)]
         elif field.number in _GRADIENTS:
-            at = _skip_repeats(source, field, record.end)
+            fields.skip_to(_skip_repeats(source, field, record.end))
         elif field.number == 10:
             types += source.read(field.start, field.end)
         else:
             head.append((field.start, field.end))
-        at = _end_of_run(found, field, at)
     before = len(head) if before is None else before
     return _described(source, record, types, tuple(head), before, found)
 
 
 _VALUES = frozenset((5, 8, 12))
+_FLOATS = {5: (Form.DATA, 4), 8: (Form.DOUBLE_DATA, 8)}
 _GRADIENTS = frozenset((6, 9, 11, 13))
-
-
-def _end_of_run(found: dict[Form, list[Run]], field: wire.Record, at: int) -> int:
-    """An unpacked run covers several fields; go on behind the last."""
-    form = {5: Form.DATA, 8: Form.DOUBLE_DATA}.get(field.number)
-    if form is None or field.wire_type == wire.LENGTH:
-        return at
-    run = found[form][-1]
-    return run.offset + (run.count - 1) * run.stride + (4 if form is Form.DATA else 8)
 
 
 def _run(source: wire.Source, field: wire.Record, end: int, item: int) -> Run:
@@ -347,11 +351,8 @@ def _described(
 ) -> Blob:
     from google.protobuf.message import DecodeError
 
-    if sum(end - start for start, end in head) > _HEAD_LIMIT:
-        raise source.error(record.start, "a blob holds over 64 MiB beside its values")
     try:
-        data = b"".join(source.read(start, end) for start, end in head)
-        proto = caffe_pb2.BlobProto.FromString(data + types)
+        proto = caffe_pb2.BlobProto.FromString(_joined(source, record, head) + types)
     except DecodeError as error:
         raise source.error(record.start, f"a blob is damaged ({error})") from None
     form, storage, runs, problem = _values_of(proto, found)

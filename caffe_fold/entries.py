@@ -194,7 +194,7 @@ def _entry(model: Caffemodel, entry: Entry, changes: _Changes) -> list[Piece]:
     """An entry with some of its fields replaced; all others are copied as they are."""
     seen: Counter[int] = Counter()
     pieces: list[Piece] = []
-    for record in wire.walk(model.source, entry.body, entry.end):
+    for record in wire.Walk(model.source, entry.body, entry.end):
         replaced = _replaced(model, entry, record, seen[record.number], changes)
         seen[record.number] += 1
         pieces += [Span(record.start, record.end)] if replaced is None else replaced

@@ -7,18 +7,17 @@ against what encloses it before anything is read or allocated.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from caffe_fold.errors import CaffemodelError, Path, show
 
-__all__ = ["FIXED32", "FIXED64", "LENGTH", "VARINT", "Record", "Source", "length_field"]
-__all__ += ["tag_bytes", "varint_bytes", "walk", "walk_bytes"]
+__all__ = ["FIXED32", "FIXED64", "LENGTH", "VARINT", "Record", "Source", "Walk"]
+__all__ += ["length_field", "tag_bytes", "varint_bytes", "walk_bytes"]
 
 VARINT, FIXED64, LENGTH, GROUP, END_GROUP, FIXED32 = 0, 1, 2, 3, 4, 5
 
-_WINDOW = 1 << 15
+_WINDOW = 1 << 14
 _VARINT_LIMIT = 10
 
 
@@ -60,6 +59,9 @@ class Source:
 
         :raises CaffemodelError: if the file has become shorter meanwhile.
         """
+        base = self._base
+        if base <= start and end <= base + len(self._window):
+            return self._window[start - base : end - base]
         pieces, at = [], start
         while at < end:
             piece = _pread(self.descriptor, end - at, at)
@@ -74,10 +76,10 @@ class Source:
 
         At least 32 bytes lie behind ``at``, or all that the file has.
         """
-        base, held = self._base, len(self._window)
-        if at < base or (at + 32 > base + held and base + held < self.size) or at >= base + held:
-            self._base = at
-            self._window = self.read(at, min(at + _WINDOW, self.size))
+        limit = self._base + len(self._window)
+        if at < self._base or (at + 32 > limit and (limit < self.size or at >= limit)):
+            window = self.read(at, min(at + _WINDOW, self.size))
+            self._base, self._window = at, window
         return self._window, self._base
 
     def error(self, offset: int, message: str) -> CaffemodelError:
@@ -91,25 +93,41 @@ def _pread(descriptor: int, count: int, at: int) -> bytes:
     return os.read(descriptor, count)
 
 
-def walk(source: Source, start: int, end: int) -> Iterator[Record]:
-    """The fields of the message that lies at ``start:end`` of a file.
+class Walk:
+    """The fields of the message that lies at ``start:end`` of a file, one after another.
 
-    :raises CaffemodelError: where the bytes are not a message.
+    :raises CaffemodelError: while it is drawn, where the bytes are not a message.
     """
-    at = start
-    while at < end:
-        window, base = source.window(at)
-        tag, value = _varint(source, window, at - base, base, end)
+
+    def __init__(self, source: Source, start: int, end: int) -> None:
+        self._source, self._at, self._end = source, start, end
+
+    def __iter__(self) -> Walk:
+        return self
+
+    def skip_to(self, at: int) -> None:
+        """Go on at a field further behind."""
+        self._at = at
+
+    def __next__(self) -> Record:
+        at, end = self._at, self._end
+        if at >= end:
+            raise StopIteration
+        window, base = self._source.window(at)
+        # Nearly all tags have one byte; a call for each would double the time.
+        tag, value = window[at - base], at + 1
+        if tag >= 0x80:
+            tag, value = _varint(self._source, window, at - base, base, end)
         number, wire_type = tag >> 3, tag & 7
         if not 0 < number < 1 << 29:
-            raise source.error(at, "not a protobuf message (bad field number)")
+            raise self._source.error(at, "not a protobuf message (bad field number)")
+        integer = 0
         if wire_type == GROUP:
-            stop = _group_end(source, value, end, number)
-            yield Record(number, wire_type, at, value, stop, 0)
+            stop = _group_end(self._source, value, end, number)
         else:
-            value, stop, integer = _value(source, window, base, value, end, wire_type, at)
-            yield Record(number, wire_type, at, value, stop, integer)
-        at = stop
+            value, stop, integer = _value(self._source, window, base, value, end, wire_type, at)
+        self._at = stop
+        return Record(number, wire_type, at, value, stop, integer)
 
 
 def _value(
@@ -170,9 +188,9 @@ def _group_end(source: Source, at: int, end: int, number: int) -> int:
     return at
 
 
-def walk_bytes(data: bytes) -> Iterator[Record]:
+def walk_bytes(data: bytes) -> Walk:
     """The fields of a message in memory; places count from its first byte."""
-    return walk(Source("<memory>", -1, len(data), 0, data), 0, len(data))
+    return Walk(Source("<memory>", -1, len(data), 0, data), 0, len(data))
 
 
 def varint_bytes(value: int) -> bytes:
