@@ -46,10 +46,9 @@ def _scale(constants: Constants) -> AffineMap:
     channels = _channels(constants, "multiplier")
     scale = constants.blobs[0]
     shift = constants.blobs[1] if len(constants.blobs) > 1 else np.zeros(1)
-    if len(constants.blobs) > 1 and shift.size != scale.size:
-        raise Refused(
-            "blob-shape", f"its multiplier has {scale.size} values and its bias {shift.size}"
-        )
+    if len(set(constants.shapes)) > 1:
+        first, second = constants.shapes
+        raise Refused("blob-shape", f"its multiplier has the shape {first} and its bias {second}")
     return AffineMap(scale, shift, channels)
 
 

@@ -158,8 +158,11 @@ def _layout(constants: Constants) -> str:
 
 
 def _require_three(constants: Constants) -> None:
-    """A prototxt that asks for five blobs does not fit weights of three."""
+    """A prototxt that asks for five blobs does not fit weights of three, and the third is
+    one number."""
     message = constants.message
+    if [blob.size for blob in constants.blobs[2:]] not in ([], [1]):
+        raise Refused("bn-layout", f"its weights have {constants.described()}, in no known layout")
     nvidia = message.scale_bias or message.HasField("scale_filler")
     if nvidia or message.use_weight_bias:
         raise Refused(

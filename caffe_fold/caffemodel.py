@@ -134,7 +134,7 @@ class Caffemodel:
     @classmethod
     def index(cls, source: wire.Source) -> Caffemodel:
         entries: list[Entry] = []
-        by_name: dict[str, tuple[Entry, ...]] = {}
+        by_name: dict[str, list[Entry]] = {}
         for record in wire.Walk(source, 0, source.size):
             if record.number not in _LAYER_FIELDS:
                 continue
@@ -148,12 +148,13 @@ class Caffemodel:
                 )
             entry = _entry(source, record, len(entries))
             entries.append(entry)
-            by_name[entry.name] = (*by_name.get(entry.name, ()), entry)
+            by_name.setdefault(entry.name, []).append(entry)
         if not entries:
             raise CaffemodelError(
                 f"{show(os.fspath(source.path))}: not a caffemodel: it holds no layers"
             )
-        return cls(source, tuple(entries), by_name)
+        grouped = {name: tuple(found) for name, found in by_name.items()}
+        return cls(source, tuple(entries), grouped)
 
     def __enter__(self) -> Caffemodel:
         return self

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from caffe_fold.affine import Refused
 from caffe_fold.caffemodel import Blob, Caffemodel, Storage
 from caffe_fold.errors import CheckError, show
 from caffe_fold.facts import AffineLayer, Facts, LinearLayer
@@ -89,11 +90,22 @@ def check_values(plan: Plan, old: Caffemodel, new: Facts) -> Checked:
         written_scale = new.affine(places[merge.keeper.layer.name])
         worst = max(worst, _check_merge(merge, written_scale, rng))
         count += 1
+    _check_shared(new)
     for removal in plan.removals:
         x = rng.uniform(-1, 1, (_channels(removal.layers), 4))
         if not np.array_equal(_forward(removal.layers, x), x):
             raise CheckError(f"layer '{show(removal.layers[0].layer.name)}' does change its input")
     return Checked(count, worst)
+
+
+def _check_shared(new: Facts) -> None:
+    """The copies of a shared blob must be equal, or loading picks one of them."""
+    for fold_at in range(len(new.graph.layers)):
+        try:
+            new.sharing.require_equal_copies(fold_at)
+        except Refused as difference:
+            name = show(new.graph.layers[fold_at].name)
+            raise CheckError(f"the written layer '{name}' is wrong: {difference}") from None
 
 
 def _channels(layers: Sequence[AffineLayer]) -> int:

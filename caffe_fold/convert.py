@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from caffe_fold.errors import CheckError, InputError, Path, show
 from caffe_fold.facts import Facts
 from caffe_fold.folded_values import Blocked
 from caffe_fold.graph import Graph, build
+from caffe_fold.hints import closest
 from caffe_fold.inputs import open_prototxt, require_inputs
 from caffe_fold.net import State, read_net
 from caffe_fold.outputs import (
@@ -25,7 +25,8 @@ from caffe_fold.outputs import (
     write_pieces,
 )
 from caffe_fold.pairing import require_unfolded_pair
-from caffe_fold.plan import Plan, Planner
+from caffe_fold.plan import Plan
+from caffe_fold.planner import Planner
 from caffe_fold.report import Checked, Report
 from caffe_fold.rewrite_caffemodel import rewrite_caffemodel
 from caffe_fold.rewrite_prototxt import rewrite_prototxt
@@ -119,11 +120,9 @@ def fold(
 def _kept(graph: Graph, name: str) -> int:
     """The final value of a blob name."""
     if name not in graph.last:
-        close = difflib.get_close_matches(name, graph.last, 1)
-        hint = f"; the closest is '{show(close[0])}'" if close else ""
-        raise InputError(
-            f"{show(os.fspath(graph.net.document.path))}: no blob is named '{show(name)}'{hint}"
-        )
+        path = show(os.fspath(graph.net.document.path))
+        hint = closest(name, graph.last)
+        raise InputError(f"{path}: no blob is named '{show(name)}'{hint}")
     return graph.last[name]
 
 

@@ -140,7 +140,7 @@ def rewritten_merge(
 def _merged_blobs(merge: Merge, choices: Choices) -> dict[int, list[Piece]]:
     """Multiplier and bias of a merged run; a Scale that is kept keeps its blob's shape."""
     keeper = merge.keeper
-    stored = [blob for layer in merge.layers for e in layer.entries[:1] for blob in e.blobs]
+    stored = [blob for layer in merge.layers for blob in layer.blobs]
     widest = max((blob.storage for blob in stored), default=Storage.FLOAT)
     storage = _asked(choices) or widest
     own = keeper.entries[0].blobs[0] if keeper.entries else None
@@ -165,8 +165,7 @@ def _storage(fold: Fold, choices: Choices) -> Storage:
     """The number type asked for, or the widest among the blobs that go into a fold."""
     blobs = [fold.linear.weight, *([fold.linear.bias] if fold.linear.bias else [])]
     for layer in (*fold.layers_before, *fold.layers_behind):
-        if layer.entries:
-            blobs += layer.entries[0].blobs
+        blobs += layer.blobs
     return _asked(choices) or max(blob.storage for blob in blobs)
 
 
@@ -219,7 +218,8 @@ def _replaced(
         if record.number == numbers["param"]:
             return []
         if record.number == numbers["type"]:
-            return [_text(record.number, changes.type)]
+            # V1's type is an enum, and it has no Scale.
+            return [_text(record.number, changes.type)] if entry.number == 100 else []
         if record.number == _BATCH_NORM_PARAM and entry.type == "BatchNorm":
             return [Bytes(wire.length_field(_SCALE_PARAM, _flag(_SCALE_BIAS_TERM)))]
     is_message = record.wire_type == wire.LENGTH and record.number in _HYPER_PARAMETERS

@@ -7,8 +7,8 @@ and concerns its layer alone.
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from caffe_fold.graph import Graph
 from caffe_fold.linear import LINEAR, Layout, fitted
 from caffe_fold.net import Layer, Parsed
 from caffe_fold.ranks import ranks
+from caffe_fold.sharing import Sharing
 
 __all__ = ["AffineLayer", "Facts", "LinearLayer"]
 
@@ -44,6 +45,11 @@ class AffineLayer:
     map: AffineMap
     constants: Constants
     entries: tuple[Entry, ...]
+
+    @property
+    def blobs(self) -> tuple[Blob, ...]:
+        """Its blobs in the weights."""
+        return self.entries[0].blobs if self.entries else ()
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ class Facts:
         self.model = model
         self.choices = choices
         self.blocked = blocked or {}
+        self.sharing = Sharing(graph, model)
         self.unknown: dict[int, tuple[str, ...]] = {}
         self._affine: dict[int, AffineLayer | Refused] = {}
         self._linear: dict[int, LinearLayer | Refused] = {}
@@ -122,7 +129,7 @@ class Facts:
             raise Refused(
                 "blob-count", "its prototxt asks for no 'bias_term' and its weights have a bias"
             )
-        self._require_equal_copies(at)
+        self.sharing.require_equal_copies(at)
         shapes = tuple(fitted(blob.shape, blob.legacy, 1) for blob in blobs)
         values = tuple(self.model.vector(blob) for blob in blobs)
         if not all(np.isfinite(v).all() for v in values):
@@ -201,8 +208,9 @@ class Facts:
             raise Refused(
                 "blob-shape", f"its bias has the shape {bias.shape}, not ({layout.outputs},)"
             )
-        if any("pad" in name for name in parsed.unknown) and not layout.shift:
-            layout = Layout(**{**vars(layout), "shift": "it has an unknown field for padding"})
+        padding = next((f for f in self.unknown[layer.index] if _PADDING.search(f)), None)
+        if padding and not layout.shift:
+            layout = replace(layout, shift=f"its unknown field '{show(padding, 60)}' may pad it")
         return LinearLayer(layer, layout, entries, blobs[0], bias, parsed.message.bias_term)
 
     def lacks_bias(self, at: int) -> bool:
@@ -240,31 +248,34 @@ class Facts:
         """A layer's hyper-parameters; remembers unknown fields, and raises Refused
         where one changes what the layer computes."""
         parsed = self.graph.net.parsed(layer, name, message)
-        unknown = [f"{name}.{field}" for field in parsed.unknown]
-        for field in layer.fields:
-            if field.name not in _LAYER_FIELDS and field.name != name:
-                unknown.append(field.name)
-        self._require_harmless(layer, parsed)
-        self.unknown[layer.index] = tuple(dict.fromkeys(unknown))
+        own = [f.name for f in layer.fields if f.name not in _LAYER_FIELDS and f.name != name]
+        self.unknown[layer.index] = tuple(
+            dict.fromkeys([*(f"{name}.{field}" for field in parsed.unknown), *own])
+        )
+        self._require_harmless(layer, parsed, [*parsed.unknown, *own])
         return parsed
 
-    def _require_harmless(self, layer: Layer, parsed: Parsed) -> None:
+    def _require_harmless(self, layer: Layer, parsed: Parsed, unknown: list[str]) -> None:
         document = self.graph.net.document
         for field in (*layer.fields, *parsed.fields):
-            value = "" if field.fields is not None else document.value(field)
             if field.name == "quantization_param":
-                if self.choices.drop_quantization:
-                    continue
-                raise Refused(
-                    "quantization",
-                    "its 'quantization_param' holds scales of the weights as they are "
-                    "(--drop-quantization drops it and folds)",
-                )
-            if _changes_computation(field.name, value.strip("\"'")):
-                shown = field.name if not value else f"{field.name}: {value}"
-                raise Refused(
-                    "changes-computation", f"its field '{show(shown, 60)}' changes what it computes"
-                )
+                self._require_droppable()
+            elif _ACTIVATION.search(field.name) and field.name in unknown:
+                value = "" if field.fields is not None else document.value(field)
+                if value.strip("\"'") not in _OFF:
+                    shown = f"{field.name}: {value}" if value else field.name
+                    raise Refused(
+                        "changes-computation",
+                        f"its field '{show(shown, 60)}' changes what it computes",
+                    )
+
+    def _require_droppable(self) -> None:
+        if not self.choices.drop_quantization:
+            raise Refused(
+                "quantization",
+                "its 'quantization_param' holds scales of the weights as they are "
+                "(--drop-quantization drops it and folds)",
+            )
 
     def _require_unique_name(self, layer: Layer) -> None:
         if self.graph.name_counts[layer.name] > 1:
@@ -280,9 +291,7 @@ class Facts:
         """The entries and blobs of a layer in the weights."""
         entries = self.model.by_name.get(layer.name, ())
         if not entries:
-            close = difflib.get_close_matches(layer.name, self.model.by_name, 1)
-            hint = f" (the closest is '{show(close[0])}')" if close else ""
-            raise Refused("no-weights", f"the weights have no layer of its name{hint}")
+            raise Refused("no-weights", "the weights have no layer of its name")
         if entries[0].is_v0:
             raise Refused(
                 "old-format",
@@ -309,26 +318,6 @@ class Facts:
                 raise Refused("blob-shape", f"in its blob {index} {blob.problem}")
         return entries, blobs
 
-    def _require_equal_copies(self, at: int) -> None:
-        """A shared blob is stored once for each sharer, and the last copy wins."""
-        for _, name in self.graph.shared_params(at):
-            stored = [self.copy_of(*use) for use in self.graph.sharers[name]]
-            copies = [copy for copy in stored if copy is not None]
-            if len(copies) < len(stored):
-                raise Refused(
-                    "shared",
-                    f"its parameter '{show(name)}' is shared with a layer "
-                    "that has no such blob in the weights",
-                )
-            if not all(self.model.same_values(copies[0], copy) for copy in copies[1:]):
-                raise Refused("shared", f"the copies of its shared parameter '{show(name)}' differ")
-
-    def copy_of(self, at: int, index: int) -> Blob | None:
-        """The stored copy of one blob of a layer."""
-        entries = self.model.by_name.get(self.graph.layers[at].name, ())
-        blobs = entries[-1].blobs if entries else ()
-        return blobs[index] if index < len(blobs) else None
-
 
 def _shapes(blobs: tuple[Blob, ...]) -> str:
     if not blobs:
@@ -336,11 +325,11 @@ def _shapes(blobs: tuple[Blob, ...]) -> str:
     return f"{len(blobs)}: {', '.join(str(blob.shape) for blob in blobs)}"
 
 
-def _changes_computation(name: str, value: str) -> bool:
-    """Fields of forks by which a layer is more than its type says (Intel's caffe.proto:
-    ConvolutionParameter.relu, negative_slope and fusion_type, BatchNormParameter.relu)."""
-    if name == "relu":
-        return value not in ("false", "0")
-    if name == "negative_slope":
-        return value.strip("0.") != ""
-    return name == "fusion_type" and value not in ("UNFUSED", "0")
+# Fields by which a fork makes a layer more than its type says: Intel's relu, negative_slope
+# and fusion_type of a ConvolutionParameter, relu of a BatchNormParameter, and their like.
+_ACTIVATION = re.compile("relu|leaky|activation|fusion|fuse|negative_slope|sigmoid|tanh|clip")
+_OFF = frozenset(
+    ("false", "False", "f", "0", "0.0", "0.", "0.f", "UNFUSED", "NONE", "none", "LINEAR", "linear")
+)
+# Fields that may pad a convolution's input as no BVLC field does.
+_PADDING = re.compile("pad|same|border", re.IGNORECASE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -10,7 +9,9 @@ from collections.abc import Iterator
 from caffe_fold.affine import AFFINE
 from caffe_fold.errors import show
 from caffe_fold.facts import AffineLayer, Facts
+from caffe_fold.hints import closest
 from caffe_fold.linear import LINEAR
+from caffe_fold.net import Layer
 from caffe_fold.outputs import Outputs
 from caffe_fold.pairing import extra_layers
 from caffe_fold.plan import Plan
@@ -20,6 +21,7 @@ from caffe_fold.rewrite_prototxt import twins
 __all__ = ["summary"]
 
 _SHOWN = 5
+_HINTED = 8
 
 
 def summary(facts: Facts, plan: Plan, outputs: Outputs, text: bytes, weights_bytes: int) -> Report:
@@ -98,7 +100,8 @@ def _notes(plan: Plan, changes_text: bool) -> Iterator[Note]:
 
 def _warnings(facts: Facts, plan: Plan) -> Iterator[Note]:
     yield from _untrained(plan)
-    yield from _disagreements(facts, plan)
+    yield from _disagreements(facts)
+    yield from _two_blobs(plan)
     yield from _unknown_fields(facts, plan)
     yield from _unmatched(facts)
     yield from _other_states(facts, plan)
@@ -135,7 +138,7 @@ def _factor(layer: AffineLayer) -> float:
     return float(blobs[2][0]) if len(blobs) > 2 and blobs[2].size == 1 else 1.0
 
 
-def _disagreements(facts: Facts, plan: Plan) -> Iterator[Note]:
+def _disagreements(facts: Facts) -> Iterator[Note]:
     names = [
         facts.graph.layers[at].name for at in range(len(facts.graph.layers)) if facts.lacks_bias(at)
     ]
@@ -144,6 +147,20 @@ def _disagreements(facts: Facts, plan: Plan) -> Iterator[Note]:
             "no-bias-blob",
             f"the prototxt implies a bias and the weights hold none in {_list(names)}; the weights "
             "are followed",
+        )
+
+
+def _two_blobs(plan: Plan) -> Iterator[Note]:
+    names = [
+        a.layer.name
+        for a in _taken(plan)
+        if a.layer.type == "BatchNorm" and len(a.constants.blobs) == 2
+    ]
+    if names:
+        yield Note(
+            "no-factor",
+            f"the weights hold no moving-average factor for {_list(names)}, which Caffe would not "
+            "load; it was taken as 1",
         )
 
 
@@ -173,17 +190,14 @@ def _unknown_fields(facts: Facts, plan: Plan) -> Iterator[Note]:
 def _unmatched(facts: Facts) -> Iterator[Note]:
     """Layers that only one of the two files has."""
     graph, names = facts.graph, facts.model.by_name
-    for layer in graph.layers:
-        weighted = layer.type in LINEAR or layer.type in ("PReLU", "Normalize", "Embed")
-        weighted |= layer.type in AFFINE and layer.type != "Power" and len(layer.bottoms) == 1
-        if weighted and layer.name not in names:
-            close = difflib.get_close_matches(layer.name, names, 1)
-            hint = f"; the closest name that they have is '{show(close[0])}'" if close else ""
-            yield Note(
-                "no-weights",
-                f"the weights have no layer '{show(layer.name)}' ({show(layer.type)}), and Caffe "
-                f"would leave it at random values{hint}",
-            )
+    missing = [layer for layer in graph.layers if layer.name not in names and _has_blobs(layer)]
+    for index, layer in enumerate(missing):
+        hint = closest(layer.name, names) if index < _HINTED else ""
+        yield Note(
+            "no-weights",
+            f"the weights have no layer '{show(layer.name)}' ({show(layer.type)}), and Caffe "
+            f"would leave it at random values{hint}",
+        )
     extra = extra_layers(graph, facts.model)
     if extra:
         yield Note(
@@ -193,25 +207,34 @@ def _unmatched(facts: Facts) -> Iterator[Note]:
         )
 
 
+def _has_blobs(layer: Layer) -> bool:
+    """Whether a layer of this type has blobs."""
+    if layer.type in AFFINE:
+        return max(AFFINE[layer.type].blobs) > 0 and len(layer.bottoms) == 1
+    return layer.type in LINEAR or layer.type in ("PReLU", "Normalize", "Embed")
+
+
 def _other_states(facts: Facts, plan: Plan) -> Iterator[Note]:
     """Layers of other states that read a value which the fold removed or changed."""
     graph = facts.graph
     inside = {layer.index: at for at, layer in enumerate(graph.layers)}
     gone = {layer.index for layer in twins(graph, plan)}
     last = {blob: value for value, (blob, _) in enumerate(graph.net.inputs)}
+    changed = {fold.linear.layer.name for fold in plan.folds}
     names = []
     for layer in graph.net.layers:
         if layer.index in inside:
             last.update(zip(layer.tops, graph.tops[inside[layer.index]]))
         elif layer.index not in gone:
             read = [last[blob] for blob in layer.bottoms if blob in last]
-            if not all(_is_left(plan, value) for value in read):
+            is_changed = layer.name in changed and layer.type in LINEAR
+            if is_changed or not all(_is_left(plan, value) for value in read):
                 names.append(layer.name)
     if names:
         yield Note(
             "other-states",
-            f"layers outside the selected state read blobs that folding removed or changed "
-            f"({_list(names)}): the result is right for the selected state only",
+            "layers outside the selected state read blobs, or have weights, that folding removed "
+            f"or changed ({_list(names)}): the result is right for the selected state only",
         )
 
 

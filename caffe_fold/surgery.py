@@ -54,6 +54,11 @@ class Surgery:
         """Whether nothing reads a value, which makes it an output of the net."""
         return not self.readers[value]
 
+    def only_reader(self, value: int) -> int | None:
+        """The layer that reads a value, if one does and no other."""
+        readers = self.readers[value]
+        return next(iter(readers))[0] if len(readers) == 1 else None
+
     def describe(self, layer: int) -> str:
         """A layer for a sentence: ``'conv1' (Convolution)``."""
         found = self.graph.layers[layer]
@@ -127,7 +132,9 @@ class Surgery:
         if self.name(first) != self.name(last):
             refusal = self._why_no_new_top(first, run)
             if refusal is None:
-                self.absorb_back(self.producer[first][0] or 0, run)
+                producer = self.producer[first][0]
+                assert producer is not None, "only a layer's top can be renamed"
+                self.absorb_back(producer, run)
                 return
             if last in self.kept or self.is_output(last):
                 raise Refused(
