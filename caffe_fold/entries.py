@@ -29,8 +29,8 @@ Chunk = NDArray[Any]
 # Field numbers by NetParameter's field of the entry: 100 is a LayerParameter, 2 a
 # V1LayerParameter.
 _NUMBERS = {
-    100: {"type": 2, "bottom": 3, "top": 4, "param": 6, "blobs": 7},
-    2: {"type": 5, "bottom": 2, "top": 3, "param": 1001, "blobs": 6},
+    100: {"name": 1, "type": 2, "bottom": 3, "top": 4, "param": 6, "blobs": 7},
+    2: {"name": 4, "type": 5, "bottom": 2, "top": 3, "param": 1001, "blobs": 6},
 }
 # Where BVLC's schema holds these messages; forks differ, so only what is there is changed.
 _BATCH_NORM_PARAM, _SCALE_PARAM, _SCALE_BIAS_TERM = 139, 142, 4
@@ -126,15 +126,25 @@ def rewritten_merge(
     keeper = merge.keeper
     blobs = _merged_blobs(merge, choices)
     if entry is None:
-        texts = [(1, keeper.layer.name), (2, "Scale")]
-        for number, new, old in (
-            (3, names.bottoms, keeper.layer.bottoms),
-            (4, names.tops, keeper.layer.tops),
-        ):
-            texts += [(number, b if a is None else a) for a, b in zip(new, old)]
-        return _message(100, [*(_text(*text) for text in texts), *_blob_fields(100, blobs)])
+        return _new_scale(model.entries[0].number, merge, names, blobs)
     new_type = None if keeper.layer.type == "Scale" else "Scale"
     return _entry(model, entry, _Changes(names, blobs, _scale_bias_term_on, new_type))
+
+
+def _new_scale(
+    number: int, merge: Merge, names: Names, blobs: dict[int, list[Piece]]
+) -> list[Piece]:
+    """An entry of its own for a layer that had none, in the format of the file."""
+    layer, numbers = merge.keeper.layer, _NUMBERS[number]
+    fields = [_text(numbers["name"], layer.name)]
+    if number == 100:
+        fields.append(_text(numbers["type"], "Scale"))
+    for kind, new, old in (
+        ("bottom", names.bottoms, layer.bottoms),
+        ("top", names.tops, layer.tops),
+    ):
+        fields += [_text(numbers[kind], b if a is None else a) for a, b in zip(new, old)]
+    return _message(number, [*fields, *_blob_fields(number, blobs)])
 
 
 def _merged_blobs(merge: Merge, choices: Choices) -> dict[int, list[Piece]]:
