@@ -127,13 +127,19 @@ def _check_fold(
 ) -> float:
     """Compare one folded layer; gives the largest part of the allowance that was used."""
     layout = fold.linear.layout
+    if written.layout != layout:
+        raise CheckError(
+            f"the written layer '{show(written.layer.name)}' is wrong: it is a {written.layout}, "
+            f"not a {layout}; nothing was written. Please report this"
+        )
     inner = layout.kind in ("inner", "transposed")
     channels = _channels(fold.layers_before) if inner else layout.inputs
     taps = layout.inputs // channels if inner else layout.taps
     x = rng.uniform(-1, 1, (channels, taps))
-    # At a border some taps fall outside the input, which counts as zeros there.
+    # At a border some taps fall outside the input, which counts as zeros there. A layer
+    # that may take a shift has no such border.
     masks = [np.ones(taps)]
-    if fold.layers_before and taps > 1 and not inner:
+    if fold.layers_before and taps > 1 and layout.shift:
         masks.append((np.arange(taps) % 2).astype(np.float64))
     worst = 0.0
     for mask in masks:

@@ -30,6 +30,9 @@ __all__ = ["COUNTED", "Fold", "Merge", "Plan", "Planner", "Removal", "Repair", "
 # The types that exist only to be affine, and of which each that stays is explained.
 COUNTED = ("BatchNorm", "Scale", "Bias")
 
+# Normalising layers that only forks of Caffe have, each with blobs of its own meaning.
+DIALECTS = ("BN", "CuDNNBatchNorm")
+
 
 @dataclass(frozen=True)
 class Fold:
@@ -139,6 +142,11 @@ class Planner:
                     self.affine[at] = self.facts.affine(at)
                 except Refused as refusal:
                     self.refused[at] = refusal
+            elif layer.type in DIALECTS:
+                self.refused[at] = Refused(
+                    "dialect",
+                    f"a '{layer.type}' is a layer of some forks of Caffe alone, and is not folded",
+                )
         self._fold_until_nothing_changes()
         for run in self._runs():
             self._merge(run)
@@ -148,7 +156,7 @@ class Planner:
         for at, why in sorted(self.refused.items()):
             layer = self.graph.layers[at]
             kind = "Scale" if at in merged else layer.type
-            if self.surgery.alive[at] and kind in COUNTED:
+            if self.surgery.alive[at] and kind in COUNTED + DIALECTS:
                 stays.append(Stay(layer, kind, why.code, why.sentence))
         repairs = tuple(self._repairs(folds))
         merges, removals = tuple(self.merges), tuple(self.removals)
