@@ -43,11 +43,12 @@ class AffineMap:
 
     def then(self, later: AffineMap) -> AffineMap:
         """This map and then another, of as many channels or of any number."""
-        return AffineMap(
-            later.scale * self.scale,
-            later.scale * self.shift + later.shift,
-            self.channels if later.channels is None else later.channels,
-        )
+        with np.errstate(over="ignore", invalid="ignore"):  # see is_finite
+            return AffineMap(
+                later.scale * self.scale,
+                later.scale * self.shift + later.shift,
+                self.channels if later.channels is None else later.channels,
+            )
 
     @property
     def is_identity(self) -> bool:

@@ -29,6 +29,7 @@ Array = NDArray[np.float64]
 _LAYER_FIELDS = {100: {"blobs": 7}, 2: {"blobs": 6}}
 _HEAD_LIMIT = 1 << 26
 _CHUNK = 1 << 18
+_AXES = 32  # kMaxBlobAxes (BVLC, blob.hpp)
 
 
 class Storage(enum.IntEnum):
@@ -361,7 +362,8 @@ def _described(
     dims = (proto.num, proto.channels, proto.height, proto.width) if legacy else proto.shape.dim
     shape = tuple(dims)
     count = sum(run.count for run in runs)
-    if not problem and (min(shape, default=0) < 0 or math.prod(shape) != count):
+    is_long = len(shape) > _AXES  # and so would be the number that its product is
+    if not problem and (is_long or min(shape, default=0) < 0 or math.prod(shape) != count):
         problem = f"its shape {_shown(shape)} does not fit its {count} values"
     return Blob(
         record.value,

@@ -83,14 +83,16 @@ def check_values(plan: Plan, old: Caffemodel, new: Facts) -> Checked:
     worst, count = 0.0, 0
     for fold in plan.folds:
         if fold.changes_weights:
-            written = new.linear(places[fold.linear.layer.name])
-            worst = max(worst, _check_fold(fold, old, written, new.model, rng))
+            at = places[fold.linear.layer.name]
+            written = new.linear(at)
+            _check_shared(new, at)
+            has_border = _has_border(new, written)
+            worst = max(worst, _check_fold(fold, old, written, new.model, rng, has_border))
             count += 1
     for merge in plan.merges:
         written_scale = new.affine(places[merge.keeper.layer.name])
         worst = max(worst, _check_merge(merge, written_scale, rng))
         count += 1
-    _check_shared(new)
     for removal in plan.removals:
         x = rng.uniform(-1, 1, (_channels(removal.layers), 4))
         if not np.array_equal(_forward(removal.layers, x), x):
@@ -98,14 +100,22 @@ def check_values(plan: Plan, old: Caffemodel, new: Facts) -> Checked:
     return Checked(count, worst)
 
 
-def _check_shared(new: Facts) -> None:
-    """The copies of a shared blob must be equal, or loading picks one of them."""
-    for fold_at in range(len(new.graph.layers)):
-        try:
-            new.sharing.require_equal_copies(fold_at)
-        except Refused as difference:
-            name = show(new.graph.layers[fold_at].name)
-            raise CheckError(f"the written layer '{name}' is wrong: {difference}") from None
+def _has_border(new: Facts, written: LinearLayer) -> bool:
+    """Whether some outputs of a layer see less than its whole kernel, by the written text."""
+    if written.layout.kind != "convolution":
+        return written.layout.kind == "deconvolution"
+    document = new.graph.net.document
+    fields = [f for p in written.layer.fields for f in p.fields or () if "pad" in f.name]
+    return any(document.value(field) not in ("0", "0x0") for field in fields)
+
+
+def _check_shared(new: Facts, at: int) -> None:
+    """The copies of a folded layer's shared blobs must be equal, or loading picks one of them."""
+    try:
+        new.sharing.require_equal_copies(at)
+    except Refused as difference:
+        name = show(new.graph.layers[at].name)
+        raise CheckError(f"the written layer '{name}' is wrong: {difference}") from None
 
 
 def _channels(layers: Sequence[AffineLayer]) -> int:
@@ -136,16 +146,22 @@ def _check_fold(
     written: LinearLayer,
     new: Caffemodel,
     rng: np.random.Generator,
+    has_border: bool,
 ) -> float:
     """Compare one folded layer; gives the largest part of the allowance that was used."""
     layout = fold.linear.layout
+    if written.layout != layout:
+        raise CheckError(
+            f"the written layer '{show(written.layer.name)}' is wrong: it is a {written.layout}, "
+            f"not a {layout}; nothing was written. Please report this"
+        )
     inner = layout.kind in ("inner", "transposed")
     channels = _channels(fold.layers_before) if inner else layout.inputs
     taps = layout.inputs // channels if inner else layout.taps
     x = rng.uniform(-1, 1, (channels, taps))
     # At a border some taps fall outside the input, which counts as zeros there.
     masks = [np.ones(taps)]
-    if fold.layers_before and taps > 1 and not inner:
+    if fold.layers_before and has_border:
         masks.append((np.arange(taps) % 2).astype(np.float64))
     worst = 0.0
     for mask in masks:

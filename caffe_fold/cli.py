@@ -163,6 +163,14 @@ def demo(folder: str) -> None:
 
 def _print(report: Report, as_json: bool, quiet: bool) -> None:
     """The report on standard output; its warnings on standard error."""
+    try:
+        _print_to_reader(report, as_json, quiet)
+    except BrokenPipeError:
+        # The reader of our output is gone; the files are written all the same.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_to_reader(report: Report, as_json: bool, quiet: bool) -> None:
     if as_json:
         import json
 
@@ -196,10 +204,6 @@ def _run() -> int:
         return _fail("interrupted; nothing was written", 130)
     except CaffeFoldError as error:
         return _fail(str(error), error.exit_code)
-    except BrokenPipeError:
-        # The reader of our output is gone; the files are written all the same.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except MemoryError:
         return _fail("not enough memory for these files", 2)
     except Exception as error:

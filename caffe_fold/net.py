@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
 from caffe_fold.errors import InputError, show
-from caffe_fold.prototxt import STRING, Document, Field, string_value
+from caffe_fold.prototxt import Document, Field, literals, string_value
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -225,7 +225,7 @@ def _has_loss_weight(document: Document, fields: tuple[Field, ...]) -> bool:
     """Whether any top has a loss weight other than zero, which reads that top."""
     for field in fields:
         if field.name == "loss_weight":
-            raw = re.sub(r"\s", "", document.value(field)).rstrip("fF")
+            raw = re.sub(r"(?<=[0-9.])[fF]\Z", "", _canonical(document.value(field)))
             try:
                 if float(raw) != 0:
                     return True
@@ -367,7 +367,7 @@ def _known_lines(
 def _canonical(raw: str) -> str:
     """A scalar without blanks and comments between its parts, in ASCII."""
     if raw[:1] in ("'", '"'):
-        raw = " ".join(re.findall(STRING, raw))
+        raw = " ".join(literals(raw))
         return re.sub("[\x80-\xff]", lambda m: f"\\{ord(m[0]):03o}", raw)
     return re.sub(r"#[^\n]*\n|\s", "", raw)
 

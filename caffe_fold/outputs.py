@@ -92,8 +92,15 @@ class TemporaryPair:
         comes."""
         with contextlib.suppress(FileNotFoundError):
             self.outputs.model.unlink()
-        os.replace(self.weights, self.outputs.weights)
-        os.replace(self.model, self.outputs.model)
+        try:
+            os.replace(self.weights, self.outputs.weights)
+            os.replace(self.model, self.outputs.model)
+        except BaseException:
+            # Neither the new pair nor the old one is whole any more.
+            for path in (self.outputs.model, self.outputs.weights):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+            raise
 
 
 @contextlib.contextmanager
@@ -117,7 +124,7 @@ def temporary_pair(outputs: Outputs) -> Iterator[TemporaryPair]:
 
 
 def _temporary(path: FilePath) -> FilePath:
-    prefix = f".{path.name[:100]}."
+    prefix = f".{path.name[:40]}."
     descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=path.parent)
     os.close(descriptor)
     # mkstemp's files are private; the result is to have the mode of any new file.

@@ -22,7 +22,8 @@ from typing import NamedTuple
 
 from caffe_fold.errors import Path, PrototxtError
 
-__all__ = ["STRING", "Document", "Edit", "Field", "apply_edits", "parse", "removal", "string_value"]
+__all__ = ["Document", "Edit", "Field", "apply_edits", "literals", "parse", "removals"]
+__all__ += ["string_value"]
 
 
 class Field(NamedTuple):
@@ -43,13 +44,14 @@ class Field(NamedTuple):
 
 
 _SKIP = r"[ \t\r\n\f\v]*(?:#[^\n]*\n[ \t\r\n\f\v]*)*"
-STRING = r'(?:"[^"\\\n]*(?:\\.[^"\\\n]*)*"|\'[^\'\\\n]*(?:\\.[^\'\\\n]*)*\')'
+_STRING = r'(?:"[^"\\\n]*(?:\\.[^"\\\n]*)*"|\'[^\'\\\n]*(?:\\.[^\'\\\n]*)*\')'
+_LITERAL_OR_COMMENT = re.compile(rf"{_STRING}|#[^\n]*")
 _NUMBER = (
     r"(?:0[xX][0-9a-fA-F]+|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?[fF]?)"
     r"(?![0-9A-Za-z_.])"
 )
 _WORD = r"[A-Za-z_][A-Za-z0-9_]*"
-_SCALAR = rf"(?:{STRING}(?:{_SKIP}{STRING})*|(?:-{_SKIP})?(?:{_WORD}|{_NUMBER}))"
+_SCALAR = rf"(?:{_STRING}(?:{_SKIP}{_STRING})*|(?:-{_SKIP})?(?:{_WORD}|{_NUMBER}))"
 _NAME = rf"(?:{_WORD}|\[{_SKIP}[A-Za-z0-9_./-]+{_SKIP}\])"
 
 _FIELD = re.compile(
@@ -276,8 +278,13 @@ def string_value(document: Document, field: Field) -> str:
     if "\\" not in raw and raw.count(raw[0]) == 2 and raw[-1] == raw[0]:
         data = raw[1:-1].encode("latin-1")
     else:
-        data = b"".join(_unescape(document, field, m[0]) for m in re.finditer(STRING, raw))
+        data = b"".join(_unescape(document, field, literal) for literal in literals(raw))
     return data.decode("utf-8", "surrogateescape")
+
+
+def literals(raw: str) -> list[str]:
+    """The literals of a string value, without what stands between them."""
+    return [part for part in _LITERAL_OR_COMMENT.findall(raw) if part[0] != "#"]
 
 
 def _unescape(document: Document, field: Field, literal: str) -> bytes:
@@ -313,24 +320,27 @@ def apply_edits(document: Document, edits: Iterable[Edit]) -> bytes:
 
 _COMMENT_ABOVE = re.compile(r"[ \t]*#[^\n]*\n\Z")
 _REST_OF_LINE = re.compile(r"[ \t]*[,;]?[ \t]*(?:#[^\n]*?)?(?:\r?\n|\Z)")
-_NEXT_IN_LIST = re.compile(rf"{_SKIP},")
-_BEFORE_IN_LIST = re.compile(r",[ \t\r\n\f\v]*\Z")
 
 
-def removal(document: Document, field: Field) -> Edit:
-    """The edit that takes a field out.
+def removals(document: Document, fields: Iterable[Field]) -> list[Edit]:
+    """The edits that take fields out, of which none may lie inside another.
 
-    Where it has its lines to itself they go whole, with the comment lines
+    Where one has its lines to itself they go whole, with the comment lines
     directly above it and the comment behind it; elsewhere only the field goes.
+    In a list a comma goes along.
     """
-    text = document.text
-    if field.in_list:
-        return _list_removal(document, field)
+    ordered = sorted(fields, key=lambda field: field.start)
+    alone = [_removal(document.text, field) for field in ordered if not field.in_list]
+    return alone + _list_removals(document, [field for field in ordered if field.in_list])
+
+
+def _removal(text: str, field: Field) -> Edit:
     start = field.start
     line_start = text.rfind("\n", 0, start) + 1
     rest = _REST_OF_LINE.match(text, field.end)
-    if text[line_start:start].strip(" \t") or rest is None:
-        separator = _SEPARATOR.match(text, field.end)
+    separator = _SEPARATOR.match(text, field.end)
+    is_split = rest is not None and separator is not None and separator.end() > rest.end()
+    if text[line_start:start].strip(" \t") or rest is None or is_split:
         return Edit(start, separator.end() if separator else field.end)
     while line_start > 0:
         above = text.rfind("\n", 0, line_start - 1) + 1
@@ -340,10 +350,34 @@ def removal(document: Document, field: Field) -> Edit:
     return Edit(line_start, rest.end())
 
 
-def _list_removal(document: Document, field: Field) -> Edit:
-    """In ``[a, b]`` a comma goes along: the one behind, or else the one before."""
-    behind = _NEXT_IN_LIST.match(document.text, field.end)
-    if behind:
-        return Edit(field.start, behind.end())
-    before = _BEFORE_IN_LIST.search(document.text, 0, field.start)
-    return Edit(before.start() if before else field.start, field.end)
+def _list_removals(document: Document, fields: list[Field]) -> list[Edit]:
+    """Values of lists, a run of neighbours at a time: in ``[a, b, c]`` the comma behind
+    the run goes along, or else the one before it."""
+    text, edits = document.text, []
+    commas = {field.end: _COMMA.match(text, field.end) for field in fields}
+    before = _values_before(document) if fields else {}
+    while fields:
+        count = 1
+        while count < len(fields) and before.get(fields[count].start) == fields[count - 1].end:
+            count += 1
+        run, fields = fields[:count], fields[count:]
+        behind, previous = commas[run[-1].end], before.get(run[0].start)
+        if behind and behind["comma"]:
+            edits.append(Edit(run[0].start, behind.end()))
+        else:
+            edits.append(Edit(run[0].start if previous is None else previous, run[-1].end))
+    return edits
+
+
+def _values_before(document: Document) -> dict[int, int]:
+    """Where the value before each value of a list ends, by the latter's start."""
+    found: dict[int, int] = {}
+    open_fields = [document.fields]
+    while open_fields:
+        fields = open_fields.pop()
+        for one, next_one in zip(fields, fields[1:]):
+            comma = _COMMA.match(document.text, one.end) if one.in_list else None
+            if comma and comma["comma"] and next_one.in_list and next_one.name == one.name:
+                found[next_one.start] = one.end
+        open_fields += [field.fields for field in fields if field.fields]
+    return found

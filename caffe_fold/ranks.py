@@ -48,7 +48,10 @@ def _rank(graph: Graph, model: Caffemodel, at: int, slot: int, bottom: int | Non
         message = graph.net.parsed(
             layer, "inner_product_param", caffe_pb2.InnerProductParameter
         ).message
-        return message.axis + 1 if message.axis >= 0 else None
+        axis: int = message.axis
+        if axis >= 0:
+            return axis + 1
+        return None if bottom is None else bottom + axis + 1
     if layer.type in LINEAR:
         return bottom or _weight_rank(graph, model, at)
     return bottom if layer.type in _RANK_PRESERVING else None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain, repeat
 
-from caffe_fold.caffemodel import Caffemodel, Entry
+from caffe_fold.caffemodel import Caffemodel
 from caffe_fold.choices import Choices
 from caffe_fold.entries import (
     Names,
@@ -25,16 +26,16 @@ def rewrite_caffemodel(
     model: Caffemodel, graph: Graph, plan: Plan, choices: Choices
 ) -> Iterator[Piece]:
     """The new caffemodel, from its first byte to its last."""
-    places = {layer.name: at for at, layer in enumerate(graph.layers)}
+    places = _places(graph)
     folds = {fold.at: fold for fold in plan.folds}
     merges = {merge.at: merge for merge in plan.merges}
     gone = _gone(graph, plan)
-    new_behind = _new_entries(plan)
+    new_behind = _new_entries(model, plan)
     end = 0
     for entry in model.entries:
         yield Span(end, entry.start)
         end = entry.end
-        at = places.get(entry.name)
+        at = next(places[entry.name]) if entry.name in places else None
         if entry.name in gone:
             pass
         elif at in folds:
@@ -50,6 +51,15 @@ def rewrite_caffemodel(
     yield Span(end, model.source.size)
 
 
+def _places(graph: Graph) -> dict[str, Iterator[int]]:
+    """The places of the layers of each name, one for each entry of that name. Layers
+    without weights may share a name; the last place serves all further entries."""
+    found: dict[str, list[int]] = {}
+    for at, layer in enumerate(graph.layers):
+        found.setdefault(layer.name, []).append(at)
+    return {name: chain(ats, repeat(ats[-1])) for name, ats in found.items()}
+
+
 def _gone(graph: Graph, plan: Plan) -> set[str]:
     """Names of layers that the new prototxt no longer has."""
     removed = {layer.index for layer in twins(graph, plan)}
@@ -58,13 +68,13 @@ def _gone(graph: Graph, plan: Plan) -> set[str]:
     return {layer.name for layer in graph.net.layers if layer.index in removed} - left
 
 
-def _new_entries(plan: Plan) -> dict[int, list[Merge]]:
-    """Merged layers that had no entry, such as a Power, by the entry of their run behind
-    which theirs goes."""
+def _new_entries(model: Caffemodel, plan: Plan) -> dict[int, list[Merge]]:
+    """Merged layers that had no entry, as some files have none for a Power, by the entry of
+    their run behind which theirs goes."""
     found: dict[int, list[Merge]] = {}
     for merge in plan.merges:
-        if not merge.keeper.entries:
-            entries: list[Entry] = [e for layer in merge.layers for e in layer.entries]
+        if merge.keeper.layer.name not in model.by_name:
+            entries = [e for layer in merge.layers for e in layer.entries]
             found.setdefault(max(e.index for e in entries), []).append(merge)
     return found
 

@@ -10,7 +10,7 @@ from caffe_fold.graph import Graph
 from caffe_fold.linear import LINEAR
 from caffe_fold.net import Layer
 from caffe_fold.plan import Merge, Plan
-from caffe_fold.prototxt import Document, Edit, Field, apply_edits, removal
+from caffe_fold.prototxt import Document, Edit, Field, apply_edits, removals
 
 __all__ = ["rewrite_prototxt", "twins"]
 
@@ -19,10 +19,10 @@ def rewrite_prototxt(graph: Graph, plan: Plan, engine_caffe: bool = False) -> by
     """The new prototxt's bytes."""
     writer = _Writer(graph.net.document)
     for layer in twins(graph, plan):
-        writer.edits.append(removal(writer.document, layer.field))
+        writer.removed.append(layer.field)
     for at, layer in enumerate(graph.layers):
         if not plan.surgery.alive[at]:
-            writer.edits.append(removal(writer.document, layer.field))
+            writer.removed.append(layer.field)
             continue
         writer.names(layer.all("bottom"), layer.bottoms, plan.surgery.bottom_names[at])
         writer.names(layer.all("top"), layer.tops, plan.surgery.top_names[at])
@@ -35,11 +35,10 @@ def rewrite_prototxt(graph: Graph, plan: Plan, engine_caffe: bool = False) -> by
         writer.drop(layer, "quantization_param")
     for repair in plan.repairs:
         writer.set(repair.layer, repair.parameter, "bias_term", "false")
-        for field in repair.layer.all("param")[1:]:
-            writer.edits.append(removal(writer.document, field))
+        writer.removed += repair.layer.all("param")[1:]
     for merge in plan.merges:
         writer.merge(merge)
-    return apply_edits(writer.document, writer.edits)
+    return apply_edits(writer.document, [*writer.edits, *removals(writer.document, writer.removed)])
 
 
 def twins(graph: Graph, plan: Plan) -> list[Layer]:
@@ -81,6 +80,7 @@ class _Writer:
 
     def __post_init__(self) -> None:
         self.edits: list[Edit] = []
+        self.removed: list[Field] = []
 
     def names(self, fields: list[Field], old: tuple[str, ...], new: list[str]) -> None:
         """Rename those of the tops or bottoms that changed."""
@@ -105,7 +105,7 @@ class _Writer:
         """Remove a field wherever it stands in a layer or in one of its messages."""
         for field in layer.fields:
             if field.name == name:
-                self.edits.append(removal(self.document, field))
+                self.removed.append(field)
             else:
                 self._remove([field], name)
 
@@ -121,8 +121,7 @@ class _Writer:
         scalar = "num_axes: 0 " if merge.map.channels is None else ""
         parameter = f"scale_param {{ {scalar}bias_term: true }}"
         self._replace(layer.all("type")[0], '"Scale"')
-        for field in layer.all("param"):
-            self.edits.append(removal(self.document, field))
+        self.removed += layer.all("param")
         old = layer.all(kind.parameter)
         if old:
             self.edits.append(Edit(old[0].start, old[0].end, parameter))
@@ -131,9 +130,7 @@ class _Writer:
 
     def _remove(self, messages: list[Field], *names: str) -> None:
         for message in messages:
-            for field in message.fields or ():
-                if field.name in names:
-                    self.edits.append(removal(self.document, field))
+            self.removed += [f for f in message.fields or () if f.name in names]
 
     def _replace(self, field: Field, value: str) -> None:
         self.edits.append(Edit(field.value_start, field.value_end, value))

@@ -19,6 +19,8 @@ VARINT, FIXED64, LENGTH, GROUP, END_GROUP, FIXED32 = 0, 1, 2, 3, 4, 5
 
 _WINDOW = 1 << 14
 _VARINT_LIMIT = 10
+# As deep as protobuf itself reads. A stack without end would outgrow the file.
+_GROUP_LIMIT = 100
 
 
 class Record(NamedTuple):
@@ -177,6 +179,8 @@ def _group_end(source: Source, at: int, end: int, number: int) -> int:
         window, base = source.window(at)
         tag, value = _varint(source, window, at - base, base, end)
         if tag & 7 == GROUP:
+            if len(open_groups) == _GROUP_LIMIT:
+                raise source.error(at, f"groups nest deeper than {_GROUP_LIMIT}")
             open_groups.append(tag >> 3)
             at = value
         elif tag & 7 == END_GROUP:

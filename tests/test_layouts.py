@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import caffe_fold
 import numpy as np
 import pytest
-from caffe_fold.report import Report
 from support.nets import Net
 from support.weights import read_weights
+
+import caffe_fold
+from caffe_fold.report import Report
 
 C = 4
 RNG = np.random.default_rng(7)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import caffe_fold
 import numpy as np
 import pytest
-from caffe_fold import caffe_pb2
-from caffe_fold.report import Report
 from support.nets import Net
 from support.wire import BlobFormat
+
+import caffe_fold
+from caffe_fold import caffe_pb2
+from caffe_fold.report import Report
 
 
 def net_of(weights: str, statistics: str, gain: float = 1.0) -> Net:
@@ -108,7 +109,7 @@ def test_raw_data_that_is_no_float_is_refused(tmp_path: Path, raw_type: int | No
     if raw_type is None:
         conv.blobs[0].ClearField("raw_data_type")
     else:
-        conv.blobs[0].raw_data_type = caffe_pb2.BlobProto.Type.ValueType(raw_type)
+        conv.blobs[0].raw_data_type = caffe_pb2.BlobProto.Type.values()[raw_type]  # type: ignore[assignment]
     weights.write_bytes(net.SerializeToString())
     out = tmp_path / "out.prototxt", tmp_path / "out.caffemodel"
     report = caffe_fold.fold(model, weights, *out)
@@ -131,7 +132,8 @@ def test_gradients_of_folded_blobs_go(tmp_path: Path) -> None:
     written = caffe_pb2.NetParameter.FromString(out[1].read_bytes())
     (conv,) = [layer for layer in written.layer if layer.name == "conv"]
     for blob in conv.blobs:
-        assert not (blob.diff or blob.double_diff or blob.HasField("raw_diff"))
+        assert list(blob.diff) + list(blob.double_diff) == []
+        assert not blob.HasField("raw_diff")
         assert len(blob.data) == np.prod(blob.shape.dim)
 
 

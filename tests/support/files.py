@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from caffe_fold import Report
 
-from .judge import Net
-from .netdef import Layer, read_net
+from .judge import Net, definition_of
+from .netdef import Layer
 
 # ---- Text ----
 
@@ -88,8 +88,8 @@ def check_text(original: Net, folded: Net, report: Report) -> None:
     merged = {merge.layer.encode().decode("latin-1") for merge in report.merged}
     gone = {name.encode().decode("latin-1") for name in removed(report)}
     assert outline(old, gone | merged) == outline(new, merged)
-    before = {layer.name: layer for layer in read_net(original.prototxt).layers}
-    after = {layer.name: layer for layer in read_net(folded.prototxt).layers}
+    before = {layer.name: layer for layer in definition_of(original).layers}
+    after = {layer.name: layer for layer in definition_of(folded).layers}
     assert set(before) - set(after) == removed(report)
     assert set(after) <= set(before)
     behind = {fold.layer for fold in report.folded if fold.behind}
@@ -125,7 +125,7 @@ def removed(report: Report) -> set[str]:
 # ---- Weights ----
 
 
-def wire_fields(data: bytes) -> list[tuple[int, bytes, bytes]]:
+def wire_fields(data: memoryview) -> list[tuple[int, memoryview, memoryview]]:
     """Return a message's fields: the number, all bytes, and the bytes of the value."""
     found = []
     at = 0
@@ -145,7 +145,7 @@ def wire_fields(data: bytes) -> list[tuple[int, bytes, bytes]]:
     return found
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
     value = shift = 0
     while data[at] & 0x80:
         value |= (data[at] & 0x7F) << shift
@@ -153,14 +153,14 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     return value | data[at] << shift, at + 1
 
 
-def entries(data: bytes) -> list[tuple[str, bytes, bytes]]:
+def entries(data: bytes) -> list[tuple[str, memoryview, memoryview]]:
     """Return the fields of a weights file: the layer's name ('' for others), all, value."""
     found = []
-    for number, whole, value in wire_fields(data):
+    for number, whole, value in wire_fields(memoryview(data)):
         name = ""
         if number in (2, 100):  # V1 layers have their name in field 4
             place = 4 if number == 2 else 1
-            name = next((v.decode() for n, _, v in wire_fields(value) if n == place), "")
+            name = next((bytes(v).decode() for n, _, v in wire_fields(value) if n == place), "")
         found.append((name, whole, value))
     return found
 
@@ -181,7 +181,7 @@ def check_weights(original: Net, folded: Net, report: Report) -> int:
         if name in merges:
             continue
         if name not in folds:
-            assert now == whole, f"the entry of '{name}' changed"
+            assert bytes(now) == bytes(whole), f"the entry of '{name}' changed"
             same += 1
             continue
         kept, now_kept = (

@@ -31,11 +31,13 @@ def make_weights(
     seed: int = 0,
     stages: tuple[str, ...] = (),
     level: int = 0,
+    gain: float = 1.0,
 ) -> None:
     """Write a caffemodel with made weights for the TEST phase of a prototxt.
 
     A dimension that cannot be inferred (an InnerProduct behind a layer that is
-    not known) counts as 1, and a template's placeholder for num_output as 6.
+    not known) counts as 1, and a template's placeholder for num_output as 6. All gammas
+    are multiplied by ``gain``: a deep sum of branches grows less with a small one.
     """
     net = read_net(prototxt, stages, level)
     for layer in net.layers:
@@ -47,6 +49,8 @@ def make_weights(
         out.write(run(1, net.name.encode()))
         for layer, shapes in zip(net.layers, bottoms):
             blobs = made_blobs(layer, shapes, rng, shared)
+            if layer.type == "Scale" and blobs and gain != 1:
+                blobs[0] = blobs[0] * gain
             out.write(
                 layer_bytes(layer.name, layer.type, layer.bottoms, layer.tops, blobs, BlobFormat())
             )
