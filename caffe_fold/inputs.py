@@ -37,8 +37,9 @@ _PROTOTXT = "a prototxt (text)"
 _CAFFEMODEL = "a caffemodel (a binary NetParameter)"
 
 
-def require_inputs(model: Path, weights: Path) -> None:
-    """Check that the two paths are files of the right kinds, in the right order.
+def require_inputs(model: Path, weights: Path) -> str:
+    """Check that the two paths are files of the right kinds, in the right order; gives the
+    kind of the weights, "binary" or "hdf5".
 
     :raises InputError: with what the file really is, and what to do.
     """
@@ -50,8 +51,9 @@ def require_inputs(model: Path, weights: Path) -> None:
         )
     if kinds[0] != "text":
         raise InputError(f"{_shown(model)} is {_SAYS[kinds[0]].format(expected=_PROTOTXT)}")
-    if kinds[1] != "binary":
+    if kinds[1] not in ("binary", "hdf5"):
         raise InputError(f"{_shown(weights)} is {_SAYS[kinds[1]].format(expected=_CAFFEMODEL)}")
+    return kinds[1]
 
 
 def open_prototxt(path: Path) -> Document:

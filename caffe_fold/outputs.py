@@ -62,7 +62,10 @@ def resolve_outputs(
 
 def _beside(path: Path) -> FilePath:
     given = FilePath(path)
-    return given.with_name(f"{given.stem}_inference{given.suffix}")
+    stem, suffix = given.stem, given.suffix
+    if suffix == ".h5" and stem.endswith(".caffemodel"):
+        stem, suffix = stem[: -len(".caffemodel")], ".caffemodel.h5"
+    return given.with_name(f"{stem}_inference{suffix}")
 
 
 def _real(path: FilePath) -> str:

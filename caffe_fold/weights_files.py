@@ -1,0 +1,105 @@
+"""The two kinds of weights files, under one face: a binary caffemodel, or HDF5.
+
+The fold works on a caffemodel. HDF5 weights are made one in a scratch folder, folded
+there, and written as HDF5 again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Union
+
+from caffe_fold.caffemodel import Caffemodel
+from caffe_fold.entries import Piece
+from caffe_fold.errors import CheckError, Path
+from caffe_fold.graph import Graph
+from caffe_fold.outputs import write_pieces
+
+__all__ = ["WeightsFile", "opened_weights"]
+
+
+@dataclass(frozen=True)
+class BinaryWeights:
+    """A serialized NetParameter, read and written as it stands."""
+
+    path: Path
+
+    def open(self) -> Caffemodel:
+        """The caffemodel."""
+        return Caffemodel.open(self.path)
+
+    def write(self, model: Caffemodel, pieces: Sequence[Piece], target: FilePath) -> None:
+        """Write the folded weights."""
+        write_pieces(model, pieces, target)
+        written, planned = os.path.getsize(target), sum(piece.size for piece in pieces)
+        if written != planned:
+            raise CheckError(f"{written} bytes of weights were written and {planned} were planned")
+
+    def reopen(self, target: FilePath) -> Caffemodel:
+        """What was written, read again."""
+        return Caffemodel.open(target)
+
+
+@dataclass(frozen=True)
+class Hdf5Weights:
+    """Weights in HDF5; ``owners`` tells whose blob each sharer's is, since Caffe stores it
+    once. Files in ``scratch`` stand for them as caffemodels."""
+
+    path: Path
+    owners: dict[tuple[str, int], tuple[str, int]]
+    scratch: FilePath
+
+    def open(self) -> Caffemodel:
+        """The weights as a caffemodel."""
+        return self._opened(self.path, "old.caffemodel")
+
+    def write(self, model: Caffemodel, pieces: Sequence[Piece], target: FilePath) -> None:
+        """Write the folded weights as HDF5; unchanged ones byte for byte."""
+        from caffe_fold.hdf5 import from_caffemodel
+
+        new = self.scratch / "new.caffemodel"
+        write_pieces(model, pieces, new)
+        with Caffemodel.open(new) as folded:
+            if folded.entries == model.entries:
+                shutil.copyfile(self.path, target)
+            else:
+                from_caffemodel(self.path, model, folded, target)
+
+    def reopen(self, target: FilePath) -> Caffemodel:
+        """What was written, read again."""
+        return self._opened(target, "again.caffemodel")
+
+    def _opened(self, source: Path, name: str) -> Caffemodel:
+        from caffe_fold.hdf5 import to_caffemodel
+
+        to_caffemodel(source, self.scratch / name, self.owners)
+        return Caffemodel.open(self.scratch / name)
+
+
+WeightsFile = Union[BinaryWeights, Hdf5Weights]
+
+
+@contextlib.contextmanager
+def opened_weights(path: Path, kind: str, graph: Graph, folder: FilePath) -> Iterator[WeightsFile]:
+    """The weights file of a kind, "binary" or "hdf5". Scratch files go below ``folder``,
+    which is on the file system of the output."""
+    if kind != "hdf5":
+        yield BinaryWeights(path)
+        return
+    with tempfile.TemporaryDirectory(prefix=".caffe-fold-", dir=folder) as scratch:
+        yield Hdf5Weights(path, _owners(graph), FilePath(scratch))
+
+
+def _owners(graph: Graph) -> dict[tuple[str, int], tuple[str, int]]:
+    """The owner of each sharer's blob: the first use of the parameter's name."""
+    return {
+        (graph.layers[at].name, index): (graph.layers[uses[0][0]].name, uses[0][1])
+        for uses in graph.sharers.values()
+        for at, index in uses[1:]
+    }
