@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,7 +13,9 @@ from caffe_fold.linear import Layout
 
 __all__ = ["fold_weights"]
 
-Float = NDArray[np.floating[Any]]
+if TYPE_CHECKING:
+    # NumPy 1.21 takes no np.floating[Any] where it runs.
+    Float = NDArray[np.floating[Any]]
 
 
 def fold_weights(

@@ -225,6 +225,12 @@ def test_raw_data(code: int, dtype: str, storage: Storage, tmp_path: Path) -> No
     assert (blob.form, blob.storage, values) == (Form.RAW_DATA, storage, [1.5, -2.25])
 
 
+def test_of_raw_data_given_twice_the_last_counts(tmp_path: Path) -> None:
+    twice = length_field(12, b"\0" * 8) + length_field(12, struct.pack("<f", 3))
+    _, values = the_blob(number(10, 0) + number(10, 1) + twice + shape(1), tmp_path)
+    assert values == [3]
+
+
 def test_a_legacy_shape_goes_before_a_shape(tmp_path: Path) -> None:
     four = number(1, 1) + number(2, 1) + number(3, 1) + number(4, 2)
     blob, _ = the_blob(floats(1, 2) + shape(2) + four, tmp_path)

@@ -200,8 +200,11 @@ def test_any_bytes_are_parsed_or_refused_with_a_place_in_them(data: bytes) -> No
 # ---- Against protobuf's own reader ----
 
 
-def fields_of_schema(descriptor: Any) -> dict[str, Any]:
-    return {f.name: f for f in descriptor.fields}
+def is_repeated(field: Any) -> bool:
+    """Whether a field is repeated; protobuf before 6 has the label alone."""
+    if hasattr(field, "is_repeated"):
+        return bool(field.is_repeated)
+    return bool(field.label == field.LABEL_REPEATED)
 
 
 FLOATS = st.floats(width=32, allow_nan=False)
@@ -214,7 +217,7 @@ def message_of(kind: Any) -> st.SearchStrategy[Any]:
     def build(draw: st.DrawFn) -> Any:
         made = kind()
         for field in kind.DESCRIPTOR.fields:
-            count = draw(st.integers(0, 2 if field.is_repeated else 1))
+            count = draw(st.integers(0, 2 if is_repeated(field) else 1))
             for _ in range(count):
                 fill(draw, made, field)
         return made
@@ -226,12 +229,12 @@ def fill(draw: st.DrawFn, message: Any, field: Any) -> None:
     if field.message_type is not None:
         part = draw(message_of(getattr(caffe_pb2, field.message_type.name)))
         target = getattr(message, field.name)
-        (target.add() if field.is_repeated else target).MergeFrom(part)
-        if not field.is_repeated:
+        (target.add() if is_repeated(field) else target).MergeFrom(part)
+        if not is_repeated(field):
             target.SetInParent()
         return
     value = draw(scalar_of(field))
-    if field.is_repeated:
+    if is_repeated(field):
         getattr(message, field.name).append(value)
     else:
         setattr(message, field.name, value)

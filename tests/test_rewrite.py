@@ -15,6 +15,8 @@ from caffe_fold.caffemodel import Caffemodel, Form, Storage
 
 HEAD = 'name: "n"\ninput: "data"\ninput_shape { dim: 1 dim: 1 dim: 4 dim: 4 }\n'
 
+_ONE = struct.pack("<f", 1.0)
+
 UNKNOWN = number(150, 7) + run(149, b"MKLDNN") + b"\xa3\x38\x08\x01\xa4\x38"  # and a group 900
 
 
@@ -204,8 +206,9 @@ def test_gradients_go_and_unknown_fields_of_a_blob_stay(tmp_path: Path) -> None:
     blob = number(200, 1) + WEIGHT + gradients + run(201, b"kept")
     _, found = folded(tmp_path, CONV_TEXT, one_by_one(blob) + BN)
     weight, bias = entry_of(found, "conv").blobs
-    assert run(201, b"kept") in found
-    assert number(200, 1) in found
+    # What stood before the values still does, and what stood behind them too.
+    shape = run(7, run(1, b"\x01" * 4))
+    assert run(7, number(200, 1) + shape + run(5, _ONE) + run(201, b"kept")) in found
     for new in (weight, bias):
         assert not new.diff
         assert not new.double_diff
