@@ -19,6 +19,7 @@ from caffe_fold.caffemodel import Blob, Caffemodel, Storage
 from caffe_fold.errors import CheckError, show
 from caffe_fold.facts import AffineLayer, Facts, LinearLayer
 from caffe_fold.graph import Graph
+from caffe_fold.net import Layer
 from caffe_fold.plan import Fold, Merge, Plan
 from caffe_fold.report import Checked
 
@@ -66,6 +67,28 @@ def check_graph(plan: Plan, old: Graph, new: Graph) -> None:
             raise CheckError(
                 f"layer '{show(before.name)}' of the written prototxt is {found}, not {planned}"
             )
+        if at not in merged and _rest(old, before) != _rest(new, layer):
+            raise CheckError(
+                f"layer '{show(before.name)}' of the written prototxt has other parameters; "
+                "nothing was written. Please report this"
+            )
+
+
+# What folding may change in a layer that it does not make a Scale.
+_CHANGING = frozenset(("bottom", "top", "bias_term", "engine", "quantization_param", "param"))
+
+
+def _rest(graph: Graph, layer: Layer) -> list[str]:
+    """What a layer's text says beside that: names and values, level by level."""
+    document, found, level = graph.net.document, [], list(layer.fields)
+    while level:
+        level = [field for field in level if field.name not in _CHANGING]
+        found += [
+            field.name if field.fields is not None else f"{field.name}: {document.value(field)}"
+            for field in level
+        ]
+        level = [child for field in level for child in field.fields or ()]
+    return found
 
 
 def _producer(producer: tuple[int | None, int], place: dict[int, int]) -> tuple[int | None, int]:

@@ -56,6 +56,22 @@ class _DefaultGroup(click.Group):
             formatter.write_dl([record for record in records if record is not None])
 
 
+def _shapes(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes by blob name from ``BLOB=1,3,224,224``."""
+    shapes = {}
+    for value in values:
+        name, _, dims = value.rpartition("=")
+        numbers = dims.split(",")
+        if not name or not all(n.strip().isdecimal() and int(n) > 0 for n in numbers):
+            raise click.BadParameter(
+                f"{value!r} is no shape; expected BLOB=N,C,H,W as in data=1,3,224,224"
+            )
+        shapes[name] = tuple(map(int, numbers))
+    return shapes
+
+
 @click.group(cls=_DefaultGroup, epilog=_EXAMPLES, context_settings={"max_content_width": 100})
 @click.version_option(__version__, prog_name="caffe-fold", message="%(prog)s %(version)s")
 @click.pass_context
@@ -121,6 +137,19 @@ def cli(context: click.Context) -> None:
     "--allow-extra-weights",
     is_flag=True,
     help="Go on where the weights have a BatchNorm that the prototxt lacks.",
+)
+@click.option(
+    "--deploy",
+    is_flag=True,
+    help="Make a deploy net: data layers become Input layers, losses go.",
+)
+@click.option(
+    "--input-shape",
+    "input_shapes",
+    multiple=True,
+    callback=_shapes,
+    metavar="BLOB=N,C,H,W",
+    help="With --deploy, the shape of an input; repeatable.",
 )
 @click.option("--engine-caffe", is_flag=True, help="Set 'engine: CAFFE' on 1x1 convolutions.")
 @click.option("--dry-run", is_flag=True, help="Report what would be done, and write nothing.")

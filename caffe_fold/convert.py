@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from caffe_fold.affine import Refused
@@ -27,20 +27,25 @@ from caffe_fold.outputs import (
 from caffe_fold.pairing import require_unfolded_pair
 from caffe_fold.plan import Plan
 from caffe_fold.planner import Planner
+from caffe_fold.prototxt import parse
 from caffe_fold.report import Checked, Report
 from caffe_fold.rewrite_caffemodel import rewrite_caffemodel
 from caffe_fold.rewrite_prototxt import rewrite_prototxt
-from caffe_fold.summary import summary
+from caffe_fold.summary import Files, summary
+from caffe_fold.weights_files import WeightsFile, opened_weights
 
 __all__ = ["fold"]
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One fold: the open inputs and what was asked for."""
+    """One fold: the open inputs and what was asked for. ``original`` is the prototxt as it
+    was given, which ``graph`` is not with ``deploy``."""
 
     graph: Graph
+    original: bytes
     model: Caffemodel
+    file: WeightsFile
     kept: frozenset[int]
     choices: Choices
     engine_caffe: bool
@@ -62,6 +67,8 @@ def fold(
     weights_dtype: str | None = None,
     drop_quantization: bool = False,
     allow_extra_weights: bool = False,
+    deploy: bool = False,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
     engine_caffe: bool = False,
     dry_run: bool = False,
     check: bool = True,
@@ -87,6 +94,9 @@ def fold(
     :param drop_quantization: fold layers with quantization parameters, and drop those.
     :param allow_extra_weights: go on where the weights have a BatchNorm behind a layer
         for which the prototxt has none.
+    :param deploy: make a deploy net of one for training and testing: data layers become
+        Input layers, losses and accuracies go.
+    :param input_shapes: with ``deploy``, shapes of data layers' tops by their names.
     :param engine_caffe: set ``engine: CAFFE`` on 1x1 convolutions.
     :param dry_run: plan and compute, and write nothing.
     :param check: re-read what was written and compare it with the original before it
@@ -100,7 +110,7 @@ def fold(
     Whatever is raised, the inputs are untouched and no output is left half done.
     """
     choices = Choices(assume_global_stats, bn_layout, bn_variance, weights_dtype, drop_quantization)
-    require_inputs(model, weights)
+    kind = require_inputs(model, weights)
     outputs = resolve_outputs(model, weights, output_model, output_weights)
     net = read_net(open_prototxt(model))
     state = State(
@@ -109,12 +119,29 @@ def fold(
         net.state.stages | frozenset(stages),
     )
     graph = build(net, state)
-    with Caffemodel.open(weights) as caffemodel:
+    original = net.document.text.encode("latin-1")
+    folder = outputs.weights.parent
+    with opened_weights(weights, kind, graph, folder) as file, file.open() as caffemodel:
+        if deploy or input_shapes:
+            graph = _deployed(graph, caffemodel, input_shapes or {}, deploy)
         if not allow_extra_weights:
             require_unfolded_pair(graph, caffemodel)
         kept = frozenset(_kept(graph, name) for name in keep)
-        job = _Job(graph, caffemodel, kept, choices, engine_caffe, check)
+        job = _Job(graph, original, caffemodel, file, kept, choices, engine_caffe, check)
         return _until_computable(job, outputs, dry_run)
+
+
+def _deployed(
+    graph: Graph, model: Caffemodel, shapes: Mapping[str, Sequence[int]], deploy: bool
+) -> Graph:
+    """The graph of the deploy net of a net."""
+    from caffe_fold.deploy import deployed
+
+    if not deploy:
+        raise InputError("input shapes are for --deploy alone, which is not given")
+    document = graph.net.document
+    text = deployed(graph, model, {name: tuple(shape) for name, shape in shapes.items()})
+    return build(read_net(parse(text, document.path)), graph.state)
 
 
 def _kept(graph: Graph, name: str) -> int:
@@ -144,28 +171,25 @@ def _until_computable(job: _Job, outputs: Outputs, dry_run: bool) -> Report:
 def _carry_out(job: _Job, facts: Facts, plan: Plan, outputs: Outputs, dry_run: bool) -> Report:
     text = rewrite_prototxt(job.graph, plan, job.engine_caffe)
     pieces = list(rewrite_caffemodel(job.model, job.graph, plan, job.choices))
-    size = sum(piece.size for piece in pieces)
-    report = summary(facts, plan, outputs, text, size)
+    report = summary(facts, plan, outputs, Files(job.original, text, job.file.path, pieces))
     if dry_run:
         write_pieces(job.model, pieces, None)
         return report
     with temporary_pair(outputs) as pair:
         pair.model.write_bytes(text)
-        write_pieces(job.model, pieces, pair.weights)
-        checked = _prove(job, plan, pair, size) if job.check else None
+        job.file.write(job.model, pieces, pair.weights)
+        checked = _prove(job, plan, pair) if job.check else None
+        after = replace(report.after, weights_bytes=os.path.getsize(pair.weights))
         pair.commit()
-    return replace(report, written=True, checked=checked)
+    return replace(report, written=True, checked=checked, after=after)
 
 
-def _prove(job: _Job, plan: Plan, pair: TemporaryPair, size: int) -> Checked:
+def _prove(job: _Job, plan: Plan, pair: TemporaryPair) -> Checked:
     """Read both written files anew and compare them with what was planned."""
     try:
         graph = build(read_net(open_prototxt(pair.model)), job.graph.state)
         check_graph(plan, job.graph, graph)
-        written = os.path.getsize(pair.weights)
-        if written != size:
-            raise CheckError(f"{written} bytes of weights were written and {size} were planned")
-        with Caffemodel.open(pair.weights) as caffemodel:
+        with job.file.reopen(pair.weights) as caffemodel:
             return check_values(plan, job.model, Facts(graph, caffemodel, job.choices))
     except (InputError, Refused) as error:
         raise CheckError(f"what was written cannot be read again: {error}") from error

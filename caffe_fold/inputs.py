@@ -96,7 +96,7 @@ def _kind_of(head: bytes) -> str:
         return "html"
     if not head:
         return "empty"
-    # Text has no control characters but blanks; a serialized net begins with tags and
-    # lengths, and has zero bytes soon after.
+    # A serialized net has zero bytes, or at least tags and lengths, which are control
+    # characters; a text has none but blanks, or a stray one.
     controls = sum(byte < 32 and byte not in b"\t\n\r\f\v" for byte in head)
-    return "binary" if controls or start.startswith(b"\n") else "text"
+    return "binary" if b"\0" in head or controls * 50 > len(head) else "text"

@@ -47,7 +47,7 @@ def _normalising_entries(model: Caffemodel) -> list[tuple[Entry, Entry | None]]:
     writers: dict[str, Entry] = {}
     previous: Entry | None = None
     for entry in model.entries:
-        if entry.type in _NORMALISING and entry.blobs:
+        if _is_normalising(entry):
             feeding = writers.get(entry.bottoms[0]) if entry.bottoms else previous
             found.append((entry, feeding))
         # A Split passes its bottom on, so what reads it reads the layer before.
@@ -58,6 +58,15 @@ def _normalising_entries(model: Caffemodel) -> list[tuple[Entry, Entry | None]]:
             writers[top] = source
         previous = entry
     return found
+
+
+def _is_normalising(entry: Entry) -> bool:
+    """Whether an entry is a BatchNorm's; HDF5 weights have no types, and then it is told
+    by its three blobs: mean, variance and a factor."""
+    if entry.type or not entry.blobs:
+        return bool(entry.blobs) and entry.type in _NORMALISING
+    shapes = [blob.shape for blob in entry.blobs]
+    return len(shapes) == 3 and shapes[0] == shapes[1] and shapes[2] == (1,) and len(shapes[0]) == 1
 
 
 def _is_normalised(graph: Graph, at: int) -> bool:

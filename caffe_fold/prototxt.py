@@ -97,8 +97,8 @@ class Document:
 
     @property
     def newline(self) -> str:
-        """The line ending in use."""
-        return "\r\n" if "\r\n" in self.text else "\n"
+        """The line ending that most lines have."""
+        return "\r\n" if 2 * self.text.count("\r\n") > self.text.count("\n") else "\n"
 
 
 class _Frame(NamedTuple):
@@ -287,15 +287,29 @@ def literals(raw: str) -> list[str]:
     return [part for part in _LITERAL_OR_COMMENT.findall(raw) if part[0] != "#"]
 
 
-def _unescape(document: Document, field: Field, literal: str) -> bytes:
-    from google.protobuf import text_encoding
+_ESCAPE = re.compile(
+    r"\\(?:(?P<octal>[0-7]{1,3})|[xX](?P<hex>[0-9a-fA-F]{1,2})|u(?P<u>[0-9a-fA-F]{4})"
+    r"|U(?P<U>[0-9a-fA-F]{8})|(?P<plain>[abfnrtv\\'\"?])|(?P<bad>.?))",
+    re.DOTALL,
+)
+_PLAIN = dict(zip("abfnrtv", "\a\b\f\n\r\t\v"))
 
-    try:
-        # CUnescape takes what is beyond ASCII as UTF-8, so those bytes are escaped first.
-        body = re.sub("[\x80-\xff]", lambda m: f"\\{ord(m[0]):03o}", literal[1:-1])
-        return text_encoding.CUnescape(body)
-    except (ValueError, UnicodeError) as error:
-        raise document.error(field.value_start, f"bad escape in a string: {error}") from None
+
+def _unescape(document: Document, field: Field, literal: str) -> bytes:
+    """A literal's bytes. protobuf's CUnescape takes time that grows with the square of
+    the backslashes."""
+
+    def one(match: re.Match[str]) -> str:
+        if match["octal"] or match["hex"]:
+            return chr(int(match["octal"] or match["hex"], 8 if match["octal"] else 16) & 0xFF)
+        code = match["u"] or match["U"]
+        if code and int(code, 16) < 0x110000 and not 0xD800 <= int(code, 16) < 0xE000:
+            return chr(int(code, 16)).encode().decode("latin-1")
+        if match["plain"]:
+            return _PLAIN.get(match["plain"], match["plain"])
+        raise document.error(field.value_start, f"bad escape '{match[0]}' in a string")
+
+    return _ESCAPE.sub(one, literal[1:-1]).encode("latin-1")
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from caffe_fold.affine import AFFINE
-from caffe_fold.errors import show
+from caffe_fold.entries import Piece
+from caffe_fold.errors import Path, show
 from caffe_fold.facts import AffineLayer, Facts
 from caffe_fold.hints import closest
 from caffe_fold.linear import LINEAR
@@ -18,18 +20,27 @@ from caffe_fold.plan import Plan
 from caffe_fold.report import Absorbed, Counts, Merged, Note, Report, Stayed
 from caffe_fold.rewrite_prototxt import twins
 
-__all__ = ["summary"]
+__all__ = ["Files", "summary"]
 
 _SHOWN = 5
 _HINTED = 8
 
 
-def summary(facts: Facts, plan: Plan, outputs: Outputs, text: bytes, weights_bytes: int) -> Report:
-    """The report of a plan that is not yet carried out. ``text`` is the new prototxt and
-    ``weights_bytes`` the size of the new caffemodel."""
+@dataclass(frozen=True)
+class Files:
+    """The contents that the report counts: the old prototxt and the new one, the path of
+    the old weights and the pieces of the new ones."""
+
+    old_text: bytes
+    new_text: bytes
+    weights: Path
+    pieces: Sequence[Piece]
+
+
+def summary(facts: Facts, plan: Plan, outputs: Outputs, files: Files) -> Report:
+    """The report of a plan that is not yet carried out."""
     graph, surgery = facts.graph, plan.surgery
     document = graph.net.document
-    changes_text = text != document.text.encode("latin-1")
     merged = {merge.at for merge in plan.merges}
     types = [
         "Scale" if at in merged else layer.type
@@ -39,7 +50,7 @@ def summary(facts: Facts, plan: Plan, outputs: Outputs, text: bytes, weights_byt
     old_types = [layer.type for layer in graph.layers]
     return Report(
         model=os.fspath(document.path),
-        weights=os.fspath(facts.model.source.path),
+        weights=os.fspath(files.weights),
         output_model=str(outputs.model),
         output_weights=str(outputs.weights),
         written=False,
@@ -61,11 +72,19 @@ def summary(facts: Facts, plan: Plan, outputs: Outputs, text: bytes, weights_byt
             Stayed(stay.layer.name, stay.type, stay.code, stay.sentence) for stay in plan.stays
         ),
         warnings=tuple(_warnings(facts, plan)),
-        notes=tuple(_notes(plan, changes_text)),
+        notes=tuple(_notes(plan, files.old_text != files.new_text)),
         before=Counts(
-            len(old_types), _by_type(old_types), len(document.text), facts.model.source.size
+            len(old_types),
+            _by_type(old_types),
+            len(files.old_text),
+            os.path.getsize(files.weights),
         ),
-        after=Counts(len(types), _by_type(types), len(text), weights_bytes),
+        after=Counts(
+            len(types),
+            _by_type(types),
+            len(files.new_text),
+            sum(piece.size for piece in files.pieces),
+        ),
         checked=None,
     )
 
@@ -105,6 +124,7 @@ def _warnings(facts: Facts, plan: Plan) -> Iterator[Note]:
     yield from _unknown_fields(facts, plan)
     yield from _unmatched(facts)
     yield from _other_states(facts, plan)
+    yield from _data_layers(facts)
 
 
 def _list(names: list[str]) -> str:
@@ -235,6 +255,19 @@ def _other_states(facts: Facts, plan: Plan) -> Iterator[Note]:
             "other-states",
             "layers outside the selected state read blobs, or have weights, that folding removed "
             f"or changed ({_list(names)}): the result is right for the selected state only",
+        )
+
+
+def _data_layers(facts: Facts) -> Iterator[Note]:
+    """A net that still reads a data set is no deploy net."""
+    from caffe_fold.needs import data_layers
+
+    names = [layer.name for layer in data_layers(facts.graph)]
+    if names:
+        yield Note(
+            "data-layers",
+            f"the result still has data layers ({_list(names)}), and what runs a deploy net does "
+            "not load those (--deploy replaces them)",
         )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path as FilePath
 from typing import Union
 
 from caffe_fold.caffemodel import Caffemodel
-from caffe_fold.entries import Piece
+from caffe_fold.entries import Piece, Span
 from caffe_fold.errors import CheckError, Path
 from caffe_fold.graph import Graph
 from caffe_fold.outputs import write_pieces
@@ -63,13 +63,14 @@ class Hdf5Weights:
         """Write the folded weights as HDF5; unchanged ones byte for byte."""
         from caffe_fold.hdf5 import from_caffemodel
 
+        copied = sum(piece.size for piece in pieces if isinstance(piece, Span))
+        if copied == model.source.size == sum(piece.size for piece in pieces):
+            shutil.copyfile(self.path, target)
+            return
         new = self.scratch / "new.caffemodel"
         write_pieces(model, pieces, new)
         with Caffemodel.open(new) as folded:
-            if folded.entries == model.entries:
-                shutil.copyfile(self.path, target)
-            else:
-                from_caffemodel(self.path, model, folded, target)
+            from_caffemodel(self.path, model, folded, target)
 
     def reopen(self, target: FilePath) -> Caffemodel:
         """What was written, read again."""

@@ -1,0 +1,110 @@
+"""HDF5 weights through the whole fold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from support.compare import assert_same
+from support.evaluate import evaluate
+from support.nets import Net
+
+from caffe_fold import caffe_pb2, cli, fold
+
+h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+
+
+def small_net() -> Net:
+    """A chain with a name that holds "/"."""
+    net = Net()
+    net.input("data", (1, 3, 6, 6))
+    net.conv("conv", "data", 3, 4)
+    net.batch_norm("conv/bn", "conv", 4)
+    net.scale("conv/scale", "conv", 4)
+    net.relu("relu", "conv")
+    net.inner_product("ip", "conv", 64, 5)
+    return net
+
+
+def write_hdf5(caffemodel: Path, target: Path) -> None:
+    """The weights as Caffe writes them to HDF5."""
+    net = caffe_pb2.NetParameter.FromString(caffemodel.read_bytes())
+    with h5py.File(target, "w") as file:
+        for layer in net.layer:
+            group = file.require_group(f"data/{layer.name}")
+            for index, blob in enumerate(layer.blobs):
+                values = list(blob.data)
+                group.create_dataset(
+                    str(index), data=values, shape=tuple(blob.shape.dim), dtype="<f4"
+                )
+
+
+def test_hdf5_weights_fold_to_hdf5_weights(tmp_path: Path) -> None:
+    net = small_net()
+    model, caffemodel = net.write(tmp_path)
+    weights = tmp_path / "net.caffemodel.h5"
+    write_hdf5(caffemodel, weights)
+    result = CliRunner().invoke(
+        cli.cli, ["--model", str(model), "--weights", str(weights), "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["output_weights"] == str(tmp_path / "net_inference.caffemodel.h5")
+    assert report["after"]["by_type"] == {
+        "Input": 1, "Convolution": 1, "ReLU": 1, "InnerProduct": 1
+    }  # fmt: skip
+    assert report["checked"]["layers"] == 1
+    assert report["before"]["weights_bytes"] == weights.stat().st_size
+    written = Path(report["output_weights"])
+    assert report["after"]["weights_bytes"] == written.stat().st_size
+    with h5py.File(written) as file:
+        assert sorted(file["data"]) == sorted(set(file["data"]) - {"conv/bn"})
+        assert "bn" not in file["data/conv"]
+        assert file["data/conv/1"].shape == (4,)
+    from caffe_fold.hdf5 import to_caffemodel
+
+    again = tmp_path / "again.caffemodel"
+    to_caffemodel(written, again)
+    inputs = net.inputs()
+    folded = evaluate(report["output_model"], again, inputs)
+    assert_same(evaluate(model, caffemodel, inputs), folded, [("conv", "conv/scale")])
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_nothing_to_fold_copies_the_file(tmp_path: Path) -> None:
+    net = Net()
+    net.input("data", (1, 3, 6, 6))
+    net.conv("conv", "data", 3, 4)
+    model, caffemodel = net.write(tmp_path)
+    weights = tmp_path / "net.h5"
+    write_hdf5(caffemodel, weights)
+    report = fold(model, weights)
+    assert (tmp_path / "net_inference.h5").read_bytes() == weights.read_bytes()
+    assert [note.code for note in report.notes] == ["nothing-to-fold"]
+
+
+def test_a_folded_prototxt_with_unfolded_hdf5_weights_is_an_error(tmp_path: Path) -> None:
+    net = small_net()
+    model, caffemodel = net.write(tmp_path)
+    weights = tmp_path / "net.h5"
+    write_hdf5(caffemodel, weights)
+    text = model.read_text()
+    for name in ("conv/bn", "conv/scale"):
+        start = text.index(f'name: "{name}"')
+        start = text.rindex("layer {", 0, start)
+        text = text[:start] + text[text.index("\n}\n", start) + 3 :]
+    model.write_text(text)
+    result = CliRunner().invoke(cli.cli, ["--model", str(model), "--weights", str(weights)])
+    assert isinstance(result.exception, Exception)
+    assert "folded already" in str(result.exception)
+
+
+def test_a_dry_run_leaves_nothing(tmp_path: Path) -> None:
+    model, caffemodel = small_net().write(tmp_path)
+    weights = tmp_path / "net.h5"
+    write_hdf5(caffemodel, weights)
+    before = sorted(tmp_path.iterdir())
+    assert len(fold(model, weights, dry_run=True).folded) == 1
+    assert sorted(tmp_path.iterdir()) == before
