@@ -11,9 +11,20 @@ from __future__ import annotations
 
 from caffe_fold.graph import Graph
 
-__all__ = ["SHARES_MEMORY", "tangled_values"]
+__all__ = ["shares_memory", "tangled_values"]
 
-SHARES_MEMORY = frozenset(("Split", "Flatten", "Reshape", "Concat", "Slice", "Permute", "Python"))
+_SHARING = frozenset(("Split", "Flatten", "Reshape", "Permute", "Python"))
+
+
+def shares_memory(graph: Graph, at: int) -> bool:
+    """Whether a layer's tops may be its bottom's memory. A Concat copies unless it has one
+    bottom, a Slice unless it has one top."""
+    kind = graph.layers[at].type
+    if kind == "Concat":
+        return len(graph.bottoms[at]) == 1
+    if kind == "Slice":
+        return len(graph.tops[at]) == 1
+    return kind in _SHARING
 
 
 def tangled_values(graph: Graph) -> frozenset[int]:
@@ -29,7 +40,7 @@ def tangled_values(graph: Graph) -> frozenset[int]:
                 branched[top] = branched[source]
                 if branched[top]:
                     tangled.add(top)
-            elif layer.type in SHARES_MEMORY and bottoms:
+            elif bottoms and shares_memory(graph, at):
                 source = bottoms[0]
                 branches = len(graph.readers[source]) > 1 or len(tops) > 1
                 branched[top] = branched[source] or branches

@@ -21,7 +21,7 @@ from caffe_fold.affine import AFFINE, Refused
 from caffe_fold.errors import show
 from caffe_fold.facts import AffineLayer, Facts
 from caffe_fold.linear import LINEAR
-from caffe_fold.memory import SHARES_MEMORY, tangled_values
+from caffe_fold.memory import shares_memory, tangled_values
 from caffe_fold.plan import EXPLAINED, Fold, Merge, Plan, Removal, Repair, Stay
 from caffe_fold.runs import Run, Runs, composed
 from caffe_fold.surgery import Surgery
@@ -309,9 +309,7 @@ class Planner:
         bottom = self.surgery.bottoms[run.places[0]][0]
         top = self.surgery.tops[run.places[-1]][0]
         around = [self.surgery.producer[bottom][0], *(at for at, _ in self.surgery.readers[top])]
-        sharing = [
-            at for at in around if at is not None and self.graph.layers[at].type in SHARES_MEMORY
-        ]
+        sharing = [at for at in around if at is not None and shares_memory(self.graph, at)]
         if sharing and self.surgery.name(bottom) != self.surgery.name(top):
             raise Refused(
                 "shared-memory",

@@ -28,6 +28,7 @@ from caffe_fold import (
     outputs,
     planner,
     rewrite_prototxt,
+    weights_files,
 )
 
 Patch = pytest.MonkeyPatch
@@ -203,7 +204,7 @@ def after_writing(change: Callable[[Path], None]) -> Callable[[Patch], None]:
             if path is not None:
                 change(path)
 
-        patch.setattr(convert, "write_pieces", wrong)
+        patch.setattr(weights_files, "write_pieces", wrong)
 
     return spoil
 

@@ -21,7 +21,7 @@ import pytest
 from click.testing import CliRunner
 from support.nets import Net
 
-from caffe_fold import __version__, cli, convert
+from caffe_fold import __version__, cli, convert, weights_files
 
 Patch = pytest.MonkeyPatch
 
@@ -604,7 +604,7 @@ def test_a_full_disk(folder: Path, call: Call, monkeypatch: Patch) -> None:
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(convert, "write_pieces", fail)
+    monkeypatch.setattr(weights_files, "write_pieces", fail)
     assert_refused(call(*files(folder)), "cannot be written: No space left on device")
     assert names(folder) == INPUTS
 
@@ -655,7 +655,8 @@ def test_ctrl_c_leaves_nothing(step: str, folder: Path, call: Call, monkeypatch:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert, step, interrupt)
+    home = weights_files if step == "write_pieces" else convert
+    monkeypatch.setattr(home, step, interrupt)
     assert_refused(call(*files(folder)), "interrupted; nothing was written", code=130)
     assert names(folder) == INPUTS
 
@@ -681,16 +682,16 @@ def test_a_failure_between_the_two_renames_leaves_neither(
 
 INTERRUPTED = """
 import os, signal, sys
-from caffe_fold import cli, convert
+from caffe_fold import cli, weights_files
 number = int(sys.argv.pop())
-write_pieces = convert.write_pieces
+write_pieces = weights_files.write_pieces
 
 def write_and_wait(model, pieces, path):
     write_pieces(model, pieces, path)
     os.kill(os.getpid(), number)
     signal.pause()
 
-convert.write_pieces = write_and_wait
+weights_files.write_pieces = write_and_wait
 cli.main()
 """
 

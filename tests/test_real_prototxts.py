@@ -56,6 +56,7 @@ class Real:
     folds: bool = True
     unknown: tuple[str, ...] = ()
     size: int = 64
+    width: int | None = None
     gain: float = 1.0
     shrink: bool = False
 
@@ -63,11 +64,6 @@ class Real:
 def kept(count: int, code: str = "not-linear", says: str = "which is not linear") -> Real:
     """Return a net in which so many Scale layers stay, each for a whole run."""
     return Real((0, count), ((code, count),), says)
-
-
-def dialect(batch_norms: int, stays: int, code: str, says: str) -> Real:
-    """Return a net of a fork that is refused: nothing folds."""
-    return Real((batch_norms, 0), ((code, stays),), says, folds=False)
 
 
 SSD = Real(unknown=("PriorBox",), size=128)
@@ -83,9 +79,12 @@ REAL = {
     ),
     "BVLC_caffe_googlenet/deploy": Real(folds=False),
     "KaimingHe_deep-residual-networks/ResNet-50-deploy": Real(),
-    "NVIDIA_caffe_inception_v2/train_val_fp16": dialect(61, 61, "blob-count", "its weights 5"),
-    "NVIDIA_caffe_resnet50/train_val_1K": dialect(53, 53, "blob-count", "its weights 5"),
-    "SegNet-Tutorial/segnet_inference": dialect(0, 25, "dialect", "'BN'"),
+    "NVIDIA_caffe_inception_v2/train_val_fp16": Real(
+        unknown=("Accuracy", "SoftmaxWithLoss"), size=224
+    ),
+    "NVIDIA_caffe_resnet50/train_val_1K": Real(unknown=("Accuracy", "SoftmaxWithLoss")),
+    # Its Upsample layers name the sizes of its own images.
+    "SegNet-Tutorial/segnet_inference": Real(size=360, width=480),
     "chuanqi305_MobileNet-SSD/MobileNetSSD_deploy_template": SSD_DEPLOY,
     "chuanqi305_MobileNet-SSD/MobileNetSSD_train_template": SSD,
     "chuanqi305_MobileNet-SSD/deploy": SSD_DEPLOY,
@@ -94,14 +93,15 @@ REAL = {
     "cvjena_cnn-models/train": Real(
         (0, 5), (("not-linear", 5),), "not linear", unknown=("Accuracy", "SoftmaxWithLoss")
     ),
-    "hszhao_PSPNet/pspnet50_ADE20K_473": dialect(0, 60, "dialect", "'BN'"),
+    # So do its pyramid's.
+    "hszhao_PSPNet/pspnet50_ADE20K_473": Real(size=473),
     # Squeezed values pass a sigmoid, which large ones would saturate.
     "hujie-frank_SENet/SE-ResNet-50": Real(gain=0.3),
     "intel_caffe/deploy": Real(),
     "intel_caffe/mobilenet_v1_int8_full_conv_acc": Real(
         (0, 27),
-        (("changes-computation", 27),),
-        "'quantization_param' changes what it computes",
+        (("quantization", 27),),
+        "'quantization_param' holds scales of the weights as they are",
         unknown=("Accuracy",),
     ),
     "shicai_MobileNet-Caffe/mobilenet_deploy": Real(),
@@ -209,7 +209,7 @@ def filled(net: Net) -> Net:
     return Net(copy, net.caffemodel)
 
 
-def inputs_of(net: NetDef, size: int) -> Inputs:
+def inputs_of(net: NetDef, size: int, width: int) -> Inputs:
     """Return random values for what the net reads and does not make, at a small size."""
     rng = np.random.default_rng(5)
     found: dict[str, npt.NDArray[np.float32]] = {}
@@ -220,7 +220,7 @@ def inputs_of(net: NetDef, size: int) -> Inputs:
             images = {top for top, shape in zip(layer.tops, tops) if shape and len(shape) == 4}
             found.update({top: np.zeros(1, np.float32) for top in {*layer.tops} - images})
         for name in sorted(images):
-            found[name] = rng.normal(0, 1, (1, 3, size, size)).astype(np.float32)
+            found[name] = rng.normal(0, 1, (1, 3, size, width)).astype(np.float32)
         made.update(images, layer.tops)
     return found
 
@@ -228,7 +228,7 @@ def inputs_of(net: NetDef, size: int) -> Inputs:
 def nets_for(case: Case, known: frozenset[str], unknown: set[str]) -> tuple[list[Net], Inputs]:
     """Return both nets as an engine runs them, cut off behind the unknown types alone."""
     first, second = filled(case.original), filled(case.folded)
-    inputs = inputs_of(definition_of(first), case.real.size)
+    inputs = inputs_of(definition_of(first), case.real.size, case.real.width or case.real.size)
     small = case.real.size < 224 and not case.real.shrink
     both = [
         adapted(net, known, inputs, case.folder / key, small=small)
