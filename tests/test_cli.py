@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from support.command import Call, Outcome
 from support.nets import Net
 
 from caffe_fold import __version__, cli, convert, weights_files
@@ -83,34 +84,6 @@ def environment() -> dict[str, str]:
     root = str(Path(cli.__file__).parents[1])
     rest = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
     return {**rest, "PYTHONPATH": root, "PYTHONIOENCODING": "utf-8"}
-
-
-class Outcome:
-    """What the command gave when it was run in this process."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-Call = Callable[..., Outcome]
-
-
-@pytest.fixture
-def call(monkeypatch: Patch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run ``main``, which ends in an exit code whatever happens."""
-
-    def run_main(*arguments: str | Path) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["caffe-fold", *map(str, arguments)])
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            with pytest.raises(SystemExit) as caught:
-                cli.main()
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-        assert isinstance(caught.value.code, int)
-        return Outcome(caught.value.code, *capsys.readouterr())
-
-    return run_main
 
 
 def assert_refused(outcome: Outcome | Result[str], *parts: str, code: int = 2) -> None:

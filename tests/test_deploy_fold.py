@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from support.command import Call
 from support.nets import Net
 
 from caffe_fold import InputError, fold
-from caffe_fold.cli import cli
 
 TRAIN_VAL = """\
 layer {
@@ -43,38 +42,38 @@ def test_without_deploy_there_is_a_warning(tmp_path: Path) -> None:
     assert "--deploy" in warning.message
 
 
-def test_deploy_writes_a_deploy_net(tmp_path: Path) -> None:
+def test_deploy_writes_a_deploy_net(tmp_path: Path, call: Call) -> None:
     model, weights = train_val(tmp_path)
-    result = CliRunner().invoke(cli, ["--model", str(model), "--weights", str(weights), "--deploy"])
-    assert result.exit_code == 0, result.output
+    result = call("--model", str(model), "--weights", str(weights), "--deploy")
+    assert result.code == 0, result.err
     text = (tmp_path / "net_inference.prototxt").read_text()
     assert 'type: "Input"' in text
     assert "dim: 1 dim: 3 dim: 8 dim: 8" in text
     assert 'type: "Softmax"' in text
     assert "Data" not in text
     assert "BatchNorm" not in text
-    assert "warning" not in result.stderr
+    assert "warning" not in result.err
 
 
-def test_a_shape_from_the_command_line(tmp_path: Path) -> None:
+def test_a_shape_from_the_command_line(tmp_path: Path, call: Call) -> None:
     model, weights = train_val(tmp_path)
     model.write_text(model.read_text().replace("transform_param { crop_size: 8 }", ""))
     with pytest.raises(InputError, match="--input-shape data=1,3,"):
         fold(model, weights, deploy=True)
     arguments = ["--model", str(model), "--weights", str(weights), "--deploy"]
-    result = CliRunner().invoke(cli, [*arguments, "--input-shape", "data=2,3,8,8"])
-    assert result.exit_code == 0, result.output
+    result = call(*arguments, "--input-shape", "data=2,3,8,8")
+    assert result.code == 0, result.err
     text = (tmp_path / "net_inference.prototxt").read_text()
     assert "dim: 2 dim: 3 dim: 8 dim: 8" in text
 
 
 @pytest.mark.parametrize("value", ["data", "data=", "=1,3", "data=1,x", "data=0,3"])
-def test_a_shape_that_is_none_is_bad_usage(tmp_path: Path, value: str) -> None:
+def test_a_shape_that_is_none_is_bad_usage(tmp_path: Path, value: str, call: Call) -> None:
     model, weights = train_val(tmp_path)
     arguments = ["--model", str(model), "--weights", str(weights), "--deploy"]
-    result = CliRunner().invoke(cli, [*arguments, "--input-shape", value])
-    assert result.exit_code == 2
-    assert "data=1,3,224,224" in result.stderr
+    result = call(*arguments, "--input-shape", value)
+    assert result.code == 2
+    assert "data=1,3,224,224" in result.err
 
 
 def test_shapes_without_deploy_are_an_error(tmp_path: Path) -> None:

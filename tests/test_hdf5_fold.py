@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from support.command import Call
 from support.compare import assert_same
 from support.evaluate import evaluate
 from support.nets import Net
 
-from caffe_fold import caffe_pb2, cli, fold
+from caffe_fold import caffe_pb2, fold
 
 h5py = pytest.importorskip("h5py", reason="h5py is not installed")
 
@@ -41,16 +41,14 @@ def write_hdf5(caffemodel: Path, target: Path) -> None:
                 )
 
 
-def test_hdf5_weights_fold_to_hdf5_weights(tmp_path: Path) -> None:
+def test_hdf5_weights_fold_to_hdf5_weights(tmp_path: Path, call: Call) -> None:
     net = small_net()
     model, caffemodel = net.write(tmp_path)
     weights = tmp_path / "net.caffemodel.h5"
     write_hdf5(caffemodel, weights)
-    result = CliRunner().invoke(
-        cli.cli, ["--model", str(model), "--weights", str(weights), "--json"]
-    )
-    assert result.exit_code == 0, result.output
-    report = json.loads(result.stdout)
+    result = call("--model", str(model), "--weights", str(weights), "--json")
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
     assert report["output_weights"] == str(tmp_path / "net_inference.caffemodel.h5")
     assert report["after"]["by_type"] == {
         "Input": 1, "Convolution": 1, "ReLU": 1, "InnerProduct": 1
@@ -85,7 +83,7 @@ def test_nothing_to_fold_copies_the_file(tmp_path: Path) -> None:
     assert [note.code for note in report.notes] == ["nothing-to-fold"]
 
 
-def test_a_folded_prototxt_with_unfolded_hdf5_weights_is_an_error(tmp_path: Path) -> None:
+def test_a_folded_prototxt_with_unfolded_weights_is_an_error(tmp_path: Path, call: Call) -> None:
     net = small_net()
     model, caffemodel = net.write(tmp_path)
     weights = tmp_path / "net.h5"
@@ -96,9 +94,9 @@ def test_a_folded_prototxt_with_unfolded_hdf5_weights_is_an_error(tmp_path: Path
         start = text.rindex("layer {", 0, start)
         text = text[:start] + text[text.index("\n}\n", start) + 3 :]
     model.write_text(text)
-    result = CliRunner().invoke(cli.cli, ["--model", str(model), "--weights", str(weights)])
-    assert isinstance(result.exception, Exception)
-    assert "folded already" in str(result.exception)
+    result = call("--model", str(model), "--weights", str(weights))
+    assert result.code == 2
+    assert "folded already" in result.err
 
 
 def test_a_dry_run_leaves_nothing(tmp_path: Path) -> None:

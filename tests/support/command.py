@@ -1,0 +1,46 @@
+"""The command line, run in this process."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from caffe_fold import cli
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the command gave: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Call(Protocol):
+    """Runs the command with some arguments."""
+
+    def __call__(self, *arguments: str | Path) -> Outcome:
+        """Run it."""
+
+
+def caller(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Return what runs ``main``, which ends in an exit code whatever happens."""
+
+    def run_main(*arguments: str | Path) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["caffe-fold", *map(str, arguments)])
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit) as caught:
+                cli.main()
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        assert isinstance(caught.value.code, int)
+        return Outcome(caught.value.code, *capsys.readouterr())
+
+    return run_main
