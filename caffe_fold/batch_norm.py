@@ -12,13 +12,13 @@ BatchNormalScale.cpp of MNN's converter:
 ============== ======================================= ====== ========= ==========
 layout         blobs                                   factor least eps statistics
 ============== ======================================= ====== ========= ==========
-BVLC           mean, variance, factor                  yes    -         as said
-Intel          mean, variance, factor, scale, bias     yes    -         as said
+BVLC           mean, variance[, factor]                yes    -         as said
+Intel          mean, variance, factor, scale[, bias]   yes    -         as said
 NVIDIA         mean, variance, -, scale, bias          no     1e-5      TEST: stored
 older DIGITS   scale, bias, mean, variance, -          no     1e-5      TEST: stored
 yjxiong BN     slope, bias, mean, variance             -      -         TEST: stored
 SegNet BN      scale, shift                            -      -         bn_mode
-CuDNNBatchNorm mean, variance, scale, bias             -      -         as said
+CuDNNBatchNorm mean, variance[, scale[, bias]]         -      -         as said
 ============== ======================================= ====== ========= ==========
 
 What the files do not tell is not guessed but refused, unless both readings are equal.
@@ -142,96 +142,106 @@ def _is_intel(constants: Constants) -> bool:
 def _layout(constants: Constants) -> str:
     """The layout of a BatchNorm: "bvlc", "nvidia", "digits" or "intel"."""
     sizes = [blob.size for blob in constants.blobs]
-    if len(sizes) <= 3:
-        _require_three(constants)
-        return "bvlc"
     channels = max(sizes)
-    new = sizes == [channels, channels, 1, channels, channels][: len(sizes)]
-    old = sizes == [channels] * 4 + [1]
-    if not (new or old):
-        raise Refused("bn-layout", f"its weights have {constants.described()}, in no known layout")
-    if new and old:
-        return _told(constants, "with one channel the order of its five blobs cannot be told")
-    if len(sizes) == 4:
-        return _layout_of_four(constants, channels)
-    return _layout_of_five(constants, "digits" if old else "nvidia")
+    if len(sizes) <= 3:
+        _require_asked(constants, scale=False, bias=False)
+        if sizes[2:] not in ([], [1]):
+            raise _unknown_layout(constants)
+        return "bvlc"
+    _require_asked(constants, scale=True, bias=len(sizes) == 5)
+    if sizes == [channels, channels, 1, channels]:
+        return _told(constants, ("intel",), is_sure=channels > 1)
+    is_new = sizes == [channels, channels, 1, channels, channels]
+    is_old = sizes == [channels] * 4 + [1]
+    if is_new and is_old:
+        return _told_by_signs(constants, ("nvidia", "digits"))
+    if is_new:
+        return _told_by_signs(constants, ("nvidia",))
+    if is_old:
+        return _told_in_old_order(constants)
+    raise _unknown_layout(constants)
 
 
-def _require_three(constants: Constants) -> None:
-    """A prototxt that asks for five blobs does not fit weights of three, and the third is
-    one number."""
+def _unknown_layout(constants: Constants) -> Refused:
+    return Refused("bn-layout", f"its weights have {constants.described()}, in no known layout")
+
+
+def _require_asked(constants: Constants, scale: bool, bias: bool) -> None:
+    """Where the prototxt says whether the layer has a scale and bias of its own, the
+    weights must have as many blobs. NVIDIA's layer has both or neither."""
     message = constants.message
-    if [blob.size for blob in constants.blobs[2:]] not in ([], [1]):
-        raise Refused("bn-layout", f"its weights have {constants.described()}, in no known layout")
-    nvidia = message.scale_bias or message.HasField("scale_filler")
-    if nvidia or message.use_weight_bias:
+    filled = any(map(message.HasField, ("bias_filler", "filler")))
+    both = message.scale_bias or message.HasField("scale_filler")
+    asked = (
+        (_is_nvidia(constants), both, bias),
+        (message.HasField("use_weight_bias"), message.use_weight_bias, scale),
+        (message.HasField("bias_term"), message.bias_term, bias),
+        (filled, True, scale),
+    )
+    if any(is_said and value != is_there for is_said, value, is_there in asked):
         raise Refused(
             "blob-count",
-            "its prototxt asks for a scale and bias of its own and its weights have "
-            f"{constants.described()}",
+            "its prototxt asks for another number of blobs by its scale and bias, and its weights "
+            f"have {constants.described()}",
         )
 
 
-def _layout_of_four(constants: Constants, channels: int) -> str:
-    """Only Intel's layers have four: no bias."""
-    if _is_nvidia(constants):
+def _told_by_signs(constants: Constants, nvidia: tuple[str, ...]) -> str:
+    """The rules of five blobs whose order is that of both forks; ``nvidia`` are those of
+    NVIDIA's layouts that the blobs fit."""
+    signs = (_is_nvidia(constants), _is_intel(constants))
+    if signs == (False, True):
+        return "intel"
+    if signs == (True, False):
+        return _told(constants, nvidia, is_sure=len(nvidia) == 1)
+    is_sure = len(nvidia) == 1 and _rules_agree(constants, 2)
+    return _told(constants, (*nvidia, "intel"), is_sure)
+
+
+def _told_in_old_order(constants: Constants) -> str:
+    """The older order. A ``scale_filler`` is no sign of NVIDIA here: a former
+    batch_norm_layer.cpp of Intel Caffe had scale, shift, mean, variance and a factor that
+    divides, with a ``scale_filler``."""
+    is_nvidia = constants.message.HasField("scale_bias") and not _is_intel(constants)
+    return _told(constants, ("digits",), is_sure=is_nvidia or _rules_agree(constants, 4))
+
+
+def _told(constants: Constants, allowed: tuple[str, ...], is_sure: bool) -> str:
+    """The first of the layouts that fit, if that is sure, or else the user's choice."""
+    choice = constants.choices.bn_layout
+    if is_sure:
+        return allowed[0]
+    if choice in allowed and choice is not None:
+        return choice
+    if choice is not None:
         raise Refused(
             "bn-layout",
-            f"its prototxt asks for NVIDIA's five blobs and its weights have "
-            f"{constants.described()}",
+            f"its weights have {constants.described()}, which --bn-layout {choice} does not fit",
         )
-    if channels > 1:
-        return "intel"
-    return _told(constants, "with one channel its four blobs cannot be told apart")
-
-
-def _layout_of_five(constants: Constants, nvidia: str) -> str:
-    """Which rules hold for five blobs in one order; ``nvidia`` names NVIDIA's for it."""
-    signs = (_is_nvidia(constants), _is_intel(constants))
-    # A scale_filler is no sign in the old order: a former Intel Caffe had both.
-    if nvidia == "digits" and not constants.message.HasField("scale_bias"):
-        signs = (False, signs[1])
-    if signs == (True, False):
-        return nvidia
-    if signs == (False, True) and nvidia == "nvidia":
-        return "intel"
-    if signs == (False, False) and _rules_agree(constants, nvidia):
-        return nvidia
-    return _told(
-        constants,
-        "its five blobs are NVIDIA's or Intel's, which differ in the factor, in the least eps and "
-        "in use_global_stats",
-        (nvidia, "intel") if nvidia == "nvidia" else (nvidia,),
+    raise Refused(
+        "bn-layout",
+        f"its weights have {constants.described()}, and nothing tells for sure that their layout "
+        f"is {' or '.join(allowed)} (--bn-layout does)",
     )
 
 
-def _rules_agree(constants: Constants, layout: str) -> bool:
-    """Whether NVIDIA's rules and Intel's give the same numbers."""
+def _rules_agree(constants: Constants, factor: int) -> bool:
+    """Whether NVIDIA's rules and Intel's give the same numbers; ``factor`` is the blob of
+    the factor."""
     message = constants.message
-    factor = float(constants.blobs[2 if layout == "nvidia" else 4][0])
     uses_batch = message.HasField("use_global_stats") and not message.use_global_stats
     return (
-        factor == 1
+        float(constants.blobs[factor][0]) == 1
         and bool(np.float32(message.eps) >= _NVIDIA_LEAST_EPS)
         and (not uses_batch or constants.choices.assume_global_stats)
     )
 
 
-def _told(
-    constants: Constants, problem: str, allowed: tuple[str, ...] = ("nvidia", "digits", "intel")
-) -> str:
-    """The user's layout, or Refused where there is none; Intel's signs tell, too."""
-    choice = constants.choices.bn_layout
-    if choice in allowed and choice is not None:
-        return choice
-    if _is_intel(constants) and not _is_nvidia(constants) and allowed[0] == "nvidia":
-        return "intel"
-    raise Refused("bn-layout", f"{problem} (--bn-layout tells)")
-
-
 def _batch_norm_statistics(constants: Constants) -> _Statistics:
     layout = _layout(constants)
     is_nvidia = layout in ("nvidia", "digits")
+    # NVIDIA's layer has three blobs with ``scale_bias: false``, and its other rules hold; the
+    # factor of three is divided out when they are loaded.
     follows_nvidia = is_nvidia or (_is_nvidia(constants) and not _is_intel(constants))
     eps = np.float32(constants.message.eps)
     if follows_nvidia:
@@ -284,7 +294,7 @@ def _segnet_blobs(constants: Constants) -> tuple[Array, Array]:
         )
     scale, shift = constants.blobs
     if scale.size != shift.size:
-        raise Refused("bn-layout", f"its weights have {constants.described()}, in no known layout")
+        raise _unknown_layout(constants)
     return scale, shift
 
 
@@ -292,7 +302,7 @@ def _bn_statistics(constants: Constants) -> _Statistics:
     """yjxiong's and PSPNet's BN (BNLayer::Forward_cpu)."""
     sizes = {blob.size for blob in constants.blobs}
     if len(sizes) > 1 or constants.message.HasField("bn_mode"):
-        raise Refused("bn-layout", f"its weights have {constants.described()}, in no known layout")
+        raise _unknown_layout(constants)
     if not constants.message.frozen:
         _require_test_phase(constants)
     slope, bias, mean, variance = constants.blobs
@@ -309,8 +319,10 @@ BN = AffineType("bn_param", caffe_pb2.BNParameter, (2, 4), _bn, _bn_forward, nor
 
 def _cudnn_statistics(constants: Constants) -> _Statistics:
     """MNN's converter is the one reader whose layout is known."""
-    if len({blob.size for blob in constants.blobs}) > 1:
-        raise Refused("bn-layout", f"its weights have {constants.described()}, in no known layout")
+    sizes = {blob.size for blob in constants.blobs}
+    # One number in the third place would be a factor as well as a scale.
+    if len(sizes) > 1 or (sizes == {1} and len(constants.blobs) == 3):
+        raise _unknown_layout(constants)
     _require_global(constants)
     blobs = dict(zip(("mean", "variance", "scale", "bias"), constants.blobs))
     eps = float(np.float32(constants.message.eps))

@@ -109,6 +109,8 @@ def fold(
 
     Whatever is raised, the inputs are untouched and no output is left half done.
     """
+    if input_shapes and not deploy:
+        raise InputError("input shapes are for --deploy alone, which is not given")
     choices = Choices(assume_global_stats, bn_layout, bn_variance, weights_dtype, drop_quantization)
     kind = require_inputs(model, weights)
     outputs = resolve_outputs(model, weights, output_model, output_weights)
@@ -122,8 +124,8 @@ def fold(
     original = net.document.text.encode("latin-1")
     folder = outputs.weights.parent
     with opened_weights(weights, kind, graph, folder) as file, file.open() as caffemodel:
-        if deploy or input_shapes:
-            graph = _deployed(graph, caffemodel, input_shapes or {}, deploy)
+        if deploy:
+            graph = _deployed(graph, caffemodel, input_shapes or {})
         if not allow_extra_weights:
             require_unfolded_pair(graph, caffemodel)
         kept = frozenset(_kept(graph, name) for name in keep)
@@ -131,14 +133,10 @@ def fold(
         return _until_computable(job, outputs, dry_run)
 
 
-def _deployed(
-    graph: Graph, model: Caffemodel, shapes: Mapping[str, Sequence[int]], deploy: bool
-) -> Graph:
+def _deployed(graph: Graph, model: Caffemodel, shapes: Mapping[str, Sequence[int]]) -> Graph:
     """The graph of the deploy net of a net."""
     from caffe_fold.deploy import deployed
 
-    if not deploy:
-        raise InputError("input shapes are for --deploy alone, which is not given")
     document = graph.net.document
     text = deployed(graph, model, {name: tuple(shape) for name, shape in shapes.items()})
     return build(read_net(parse(text, document.path)), graph.state)
@@ -177,19 +175,29 @@ def _carry_out(job: _Job, facts: Facts, plan: Plan, outputs: Outputs, dry_run: b
         return report
     with temporary_pair(outputs) as pair:
         pair.model.write_bytes(text)
-        job.file.write(job.model, pieces, pair.weights)
-        checked = _prove(job, plan, pair) if job.check else None
+        graph = _written_graph(job, plan, pair)
+        job.file.write(job.model, pieces, pair.weights, graph)
+        checked = _prove(job, plan, pair, graph) if job.check else None
         after = replace(report.after, weights_bytes=os.path.getsize(pair.weights))
         pair.commit()
     return replace(report, written=True, checked=checked, after=after)
 
 
-def _prove(job: _Job, plan: Plan, pair: TemporaryPair) -> Checked:
-    """Read both written files anew and compare them with what was planned."""
+def _written_graph(job: _Job, plan: Plan, pair: TemporaryPair) -> Graph:
+    """The written prototxt, read anew and compared with what was planned."""
     try:
         graph = build(read_net(open_prototxt(pair.model)), job.graph.state)
+    except InputError as error:
+        raise CheckError(f"what was written cannot be read again: {error}") from error
+    if job.check:
         check_graph(plan, job.graph, graph)
-        with job.file.reopen(pair.weights) as caffemodel:
+    return graph
+
+
+def _prove(job: _Job, plan: Plan, pair: TemporaryPair, graph: Graph) -> Checked:
+    """Read the written weights anew and compare what they compute with the original."""
+    try:
+        with job.file.reopen(pair.weights, graph) as caffemodel:
             return check_values(plan, job.model, Facts(graph, caffemodel, job.choices))
     except (InputError, Refused) as error:
         raise CheckError(f"what was written cannot be read again: {error}") from error

@@ -131,6 +131,19 @@ def _stated_shape(document: Document, top: DataTop) -> Shape | None:
     return None
 
 
+def dummy_batch(document: Document, layer: Layer) -> int | None:
+    """The batch size of a DummyData layer, None for other layers and where it has none."""
+    if layer.type != "DummyData":
+        return None
+    for message in layer.all("dummy_data_param"):
+        for field in message.fields or ():
+            if field.name == "num":
+                return _numbers(document, message, "num")[0]
+            if field.name == "shape":
+                return next(iter(_numbers(document, field, "dim")), None)
+    return None
+
+
 def _dummy_shape(document: Document, message: Field, slot: int) -> Shape | None:
     """A DummyData's shapes, one for each top or one for all, as ``shape`` or as four numbers."""
     shapes = [_numbers(document, f, "dim") for f in message.fields or () if f.name == "shape"]

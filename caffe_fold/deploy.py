@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Mapping
 
 from caffe_fold.caffemodel import Caffemodel
-from caffe_fold.data_shapes import DataTop, shape_of
+from caffe_fold.data_shapes import DataTop, dummy_batch, shape_of
 from caffe_fold.errors import InputError, show
 from caffe_fold.graph import Graph
 from caffe_fold.needs import Needed, Needs, data_layers, is_loss, is_source
@@ -45,6 +45,7 @@ def deployed(graph: Graph, model: Caffemodel, input_shapes: Mapping[str, Shape])
     for top in needed.inputs:
         shape = shape_of(graph, model, top, _reader(graph, needed, top), input_shapes)
         inputs.setdefault(top.layer.index, []).append((top, shape))
+    _require_one_batch(graph, needed, [shape for made in inputs.values() for _, shape in made])
     names = _softmax_names(graph, model, needed)
     return apply_edits(document, _edits(graph, needed, inputs, names))
 
@@ -66,6 +67,21 @@ def _reader(graph: Graph, needed: Needed, top: DataTop) -> Layer:
     """The first layer of the deploy net that reads a data layer's top."""
     readers = ((at, slot) for at, slot in graph.readers[top.value] if at in needed.layers)
     return next(graph.layers[at] for at, slot in readers if slot == 0 or at not in needed.softmaxes)
+
+
+def _require_one_batch(graph: Graph, needed: Needed, shapes: list[Shape]) -> None:
+    """Constants of a DummyData that stays have the batch of the training net."""
+    replaced = {top.layer.index for top in needed.inputs}
+    for layer in (graph.layers[at] for at in sorted(needed.layers)):
+        if layer.index in replaced:
+            continue
+        batch = dummy_batch(graph.net.document, layer)
+        if batch not in (None, 1) and batch not in {shape[0] for shape in shapes if shape}:
+            raise graph.net.document.error(
+                layer.field.start,
+                f"layer '{show(layer.name)}' (DummyData) has a batch of {batch}, and the inputs of "
+                f"the deploy net do not; give them one of {batch} with --input-shape",
+            )
 
 
 def _require_writable(graph: Graph) -> None:

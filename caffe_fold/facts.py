@@ -231,9 +231,9 @@ class Facts:
     # ---- What both need ----
 
     def _engines(self, layer: Layer, parsed: Parsed) -> tuple[str, ...]:
-        """The engines named for a layer, in itself or in its parameters."""
+        """The engines named for a layer: in itself, in its parameters, for the whole net."""
         document = self.graph.net.document
-        fields = (*layer.fields, *parsed.fields)
+        fields = (*layer.fields, *parsed.fields, *document.fields)
         return tuple(document.value(f) for f in fields if f.name == "engine" and f.fields is None)
 
     def _rank_for(self, at: int, parsed: Parsed) -> int | None:
@@ -327,7 +327,9 @@ def _shapes(blobs: tuple[Blob, ...]) -> str:
 
 # Fields by which a fork makes a layer more than its type says: Intel's relu, negative_slope
 # and fusion_type of a ConvolutionParameter, relu of a BatchNormParameter, and their like.
-_ACTIVATION = re.compile("relu|leaky|activation|fusion|fuse|negative_slope|sigmoid|tanh|clip")
+_ACTIVATION = re.compile(
+    "relu|leaky|activation|fusion|fuse|negative_slope|sigmoid|tanh|clip", re.IGNORECASE
+)
 _OFF = frozenset(
     ("false", "False", "f", "0", "0.0", "0.", "0.f", "UNFUSED", "NONE", "none", "LINEAR", "linear")
 )

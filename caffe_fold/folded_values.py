@@ -65,8 +65,8 @@ class FoldedValues:
                 layout.add_per_output(self.size, np.abs(folded), row, col)
                 layout.add_per_output(self.lost, np.abs(folded - rounded), row, col)
             yield rounded
-        if not self.fold.needs_bias:
-            self._require_little_loss()
+        # The weights alone first: a bias of ordinary size would hide that they are lost.
+        self._require_little_loss()
 
     def bias(self) -> Iterator[Chunk]:
         """b' of shape (N,), once the weights are drawn."""

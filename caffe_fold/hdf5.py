@@ -7,7 +7,7 @@ layout of the files is described in hdf5_layers.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from caffe_fold import wire
@@ -47,7 +47,13 @@ def to_caffemodel(source: Path, target: Path, owners: Owners | None = None) -> N
             file.write(data)
 
 
-def from_caffemodel(original: Path, old: Caffemodel, new: Caffemodel, target: Path) -> None:
+def from_caffemodel(
+    original: Path,
+    old: Caffemodel,
+    new: Caffemodel,
+    target: Path,
+    promoted: Collection[tuple[str, int]] = (),
+) -> None:
     """Write ``original`` with the blobs of ``new`` in the place of those of ``old``, which
     :func:`to_caffemodel` made of it.
 
@@ -55,7 +61,8 @@ def from_caffemodel(original: Path, old: Caffemodel, new: Caffemodel, target: Pa
     links to each other; the others are written plain, as Caffe does, in the type that they
     have in ``new``. Removed layers go, and with them the gradients of removed and changed
     layers. Soft links below ``data`` and ``diff`` become hard ones, since what is at their
-    target's place may be another blob now.
+    target's place may be another blob now. ``promoted`` are sharers' blobs, as layer and
+    index, whose owner is gone, so that they are to be stored under their own name.
 
     :raises InputError: if the original is not what it has to be.
     :raises OutputError: if the target cannot be written.
@@ -69,7 +76,7 @@ def from_caffemodel(original: Path, old: Caffemodel, new: Caffemodel, target: Pa
         access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
         name = os.fsencode(target)
         with h5py.File(h5py.h5f.create(name, h5py.h5f.ACC_TRUNC, settings, access)) as file:
-            Rewrite(old, new).root(source.id, file.id)
+            Rewrite(old, new, promoted).root(source.id, file.id)
 
 
 # ---- To a caffemodel ----

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -34,14 +34,20 @@ def _same(old: Caffemodel, a: Blob, new: Caffemodel, b: Blob) -> bool:
 
 
 class Rewrite:
-    """One file written from another by what is different in two caffemodels."""
+    """One file written from another by what is different in two caffemodels. ``promoted``
+    are the blobs that the original holds under a sharer's name and the new file does not."""
 
-    def __init__(self, old: Caffemodel, new: Caffemodel) -> None:
+    def __init__(
+        self, old: Caffemodel, new: Caffemodel, promoted: Collection[tuple[str, int]]
+    ) -> None:
         self.h5py, self.new = library(), new
         # Of several entries of one name the last counts (Net::CopyTrainedLayersFrom).
         self.old_entries = {name: entries[-1] for name, entries in old.by_name.items()}
         self.entries = {name: entries[-1] for name, entries in new.by_name.items()}
         self.changed = {name: self._changed(old, entry) for name, entry in self.entries.items()}
+        for name, index in promoted:
+            if name in self.changed:
+                self.changed[name] |= {index}
         self.gone = self.old_entries.keys() - self.entries.keys()
         self.copied: dict[int, tuple[Any, bytes]] = {}
 

@@ -125,8 +125,17 @@ class Needs:
         gone = {v for at in self.places if at not in layers for v in self.graph.tops[at]}
         gone |= {top.value for top in self.data if top.value not in read}
         values = frozenset(range(len(self.graph.values))) - gone
-        layers |= {at for at in self.silences if values & set(self.graph.bottoms[at])}
+        layers |= {at for at in self.silences if self._silences_kept(at, values, layers)}
         return Needed(frozenset(layers), tuple(sorted(softmaxes)), inputs, values)
+
+    def _silences_kept(self, at: int, values: frozenset[int], layers: set[int]) -> bool:
+        """A Silence stays for a value of the net, unless a loss or accuracy was what used that
+        value: then it is a prediction, and the net's output."""
+        for value in values & set(self.graph.bottoms[at]):
+            readers = {reader for reader, _ in self.graph.readers[value]} - self.silences
+            if not readers or readers & layers:
+                return True
+        return False
 
     # ---- Seeing the net ----
 

@@ -28,6 +28,7 @@ __all__ = ["Layer", "Net", "Parsed", "State", "read_net", "selected"]
 _V1_TYPES = {
     "ABSVAL": "AbsVal",
     "ARGMAX": "ArgMax",
+    "BN": "BN",
     "BNLL": "BNLL",
     "HDF5_DATA": "HDF5Data",
     "HDF5_OUTPUT": "HDF5Output",

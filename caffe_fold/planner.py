@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from caffe_fold.affine import AFFINE, Refused
 from caffe_fold.errors import show
@@ -48,6 +49,9 @@ class Planner:
         self.refused: dict[int, Refused] = {}
         self.runs = Runs(self.surgery, dict(self._affine_layers()))
         self.tangled = tangled_values(self.graph)
+        # Of sharers, by the first of them: the one that stood in the way, and how they differ.
+        self.stuck: dict[int, int] = {}
+        self.unlike: dict[int, str] = {}
         self.absorbed: dict[int, _Absorbed] = {}
         self.merges: list[Merge] = []
         self.removals: list[Removal] = []
@@ -154,33 +158,49 @@ class Planner:
         """Rule 1. Layers that share parameters go together, if all would fold alike."""
         first = self._require_foldable_behind(run)
         group = self._require_alike(first)
-        pairs = [(at, self._run_behind(at)) for at in group] if len(group) > 1 else [(first, run)]
-        for producer, other in pairs:
-            self._require_foldable_behind(other)
-            if not other.map.equals(run.map) or other.storage != run.storage:
-                raise Refused(
-                    "shared",
-                    f"layer {self.surgery.describe(producer)} shares parameters, and what is "
-                    "behind its sharers is not the same everywhere",
-                )
+        pairs = self._runs_alike(group, first, run)
         # Each checks its names again, and none has been moved before all have been looked
         # at: sharers write different blobs, so that one does not stand in another's way.
         for producer, other in pairs:
             self.surgery.absorb_back(producer, other.places)
             self.absorbed.setdefault(producer, _Absorbed()).behind.extend(other.layers)
 
-    def _run_behind(self, at: int) -> Run:
-        """The run that reads a layer's top."""
+    def _runs_alike(self, group: tuple[int, ...], first: int, run: Run) -> list[tuple[int, Run]]:
+        """Each sharer with the run behind it. The one that stood in the way the last time is
+        looked at first, so that sharers that all stay do not look at each other each time."""
+        found = {first: run}
+        stuck = self.stuck.get(group[0], first)
+        for at in chain((stuck,), group):
+            if at not in found:
+                self.stuck[group[0]] = at
+                found[at] = self._run_alike(at, run)
+        return sorted(found.items(), key=lambda pair: pair[0])
+
+    def _run_alike(self, at: int, run: Run) -> Run:
+        """The run behind a sharer, if it can go there as another goes into the first."""
+        described = f"layer {self.surgery.describe(at)}"
         reader = self.runs.only_reader(at)
         if reader is None or reader not in self.runs.affine:
             raise Refused(
-                "shared",
-                f"layer {self.surgery.describe(at)} shares the parameters and has no such run "
-                "behind it",
+                "shared", f"{described} shares the parameters and has no such run behind it"
             )
-        run = self.runs.through(reader)
-        self._require_movable(run)
-        return run
+        found = self.runs.through(reader)
+        try:
+            self._require_movable(found)
+            self._require_foldable_behind(found)
+        except Refused as refusal:
+            raise Refused(
+                "shared",
+                f"{described} shares the parameters, and layer "
+                f"{self.surgery.describe(reader)} behind it stays: {refusal.sentence}",
+            ) from None
+        if not found.map.equals(run.map) or found.storage != run.storage:
+            raise Refused(
+                "shared",
+                f"{described} shares parameters, and what is behind its sharers is not the same "
+                "everywhere",
+            )
+        return found
 
     def _require_foldable_behind(self, run: Run) -> int:
         """The linear layer that feeds a run, if nothing else reads it and the run fits."""
@@ -190,10 +210,10 @@ class Planner:
         linear = self.facts.linear(producer)
         name = show(surgery.name(value))
         if len(surgery.readers[value]) > 1:
-            others = sorted(at for at, _ in surgery.readers[value] if at != run.places[0])
+            other = surgery.another_reader(value, run.places[0])
             raise Refused(
                 "second-reader",
-                f"its bottom '{name}' is also read by layer {surgery.describe(others[0])}",
+                f"its bottom '{name}' is also read by layer {surgery.describe(other)}",
             )
         if value in surgery.kept:
             raise Refused("kept", f"its bottom '{name}' is to keep its values")
@@ -229,14 +249,22 @@ class Planner:
         group = self.sharing.group(at)
         if len(group) > 1:
             self.sharing.require_alike(at)
-            forms = {self._form(other) for other in group}
-            if len(forms) > 1:
+            if group[0] not in self.unlike:
+                self.unlike[group[0]] = self._difference(group)
+            if self.unlike[group[0]]:
                 raise Refused(
                     "shared",
-                    f"layer {self.surgery.describe(at)} shares parameters with layers that use "
-                    "them in another way",
+                    f"layer {self.surgery.describe(at)} shares parameters{self.unlike[group[0]]}",
                 )
         return group
+
+    def _difference(self, group: tuple[int, ...]) -> str:
+        """Why sharers cannot stand for each other, as the end of a sentence, or nothing."""
+        try:
+            forms = {self._form(other) for other in group}
+        except Refused as refusal:
+            return f", and {refusal.sentence}"
+        return " with layers that use them in another way" if len(forms) > 1 else ""
 
     def _form(self, at: int) -> tuple[object, ...]:
         linear = self.facts.linear(at)

@@ -22,6 +22,7 @@ class Sharing:
         self.graph, self.model = graph, model
         self._equal: dict[str, str] = {}
         self._groups: dict[int, tuple[int, ...]] = {}
+        self._alike: dict[int, str] = {}
 
     def group(self, at: int) -> tuple[int, ...]:
         """All layers that share with a layer, with one of those, and so on; in order."""
@@ -46,12 +47,24 @@ class Sharing:
 
     def require_alike(self, at: int) -> None:
         """Raise Refused unless all sharers share the same blobs in the same places."""
-        own = self.graph.shared_params(at)
-        for other in self.group(at):
-            self.require_equal_copies(other)
+        group = self.group(at)
+        first = group[0]
+        if first not in self._alike:
+            self._alike[first] = self._why_unlike(group)
+        if self._alike[first]:
+            raise Refused("shared", self._alike[first])
+
+    def _why_unlike(self, group: tuple[int, ...]) -> str:
+        own = self.graph.shared_params(group[0])
+        for other in group:
+            try:
+                self.require_equal_copies(other)
+            except Refused as refusal:
+                return refusal.sentence
             if self.graph.shared_params(other) != own:
-                name = show(self.graph.layers[other].name)
-                raise Refused("shared", f"it shares parameters otherwise than '{name}' does")
+                first, name = (show(self.graph.layers[at].name) for at in (group[0], other))
+                return f"layer '{first}' shares parameters otherwise than '{name}' does"
+        return ""
 
     def _difference(self, name: str) -> str:
         """Why the copies of a parameter cannot stand for each other, or nothing."""

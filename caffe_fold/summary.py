@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ def summary(facts: Facts, plan: Plan, outputs: Outputs, files: Files) -> Report:
             Stayed(stay.layer.name, stay.type, stay.code, stay.sentence) for stay in plan.stays
         ),
         warnings=tuple(_warnings(facts, plan)),
-        notes=tuple(_notes(plan, files.old_text != files.new_text)),
+        notes=(*_notes(plan, files.old_text != files.new_text), *_unknown_types(facts)),
         before=Counts(
             len(old_types),
             _by_type(old_types),
@@ -131,6 +132,20 @@ def _list(names: list[str]) -> str:
     shown = ", ".join(f"'{show(name)}'" for name in names[:_SHOWN])
     more = len(names) - _SHOWN
     return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _unknown_types(facts: Facts) -> Iterator[Note]:
+    """Layers of forks that look like a BatchNorm and are not known to be one."""
+    layers = [la for la in facts.graph.layers if la.type not in AFFINE and _NORM.search(la.type)]
+    if layers:
+        types = ", ".join(sorted({f"'{show(layer.type)}'" for layer in layers}))
+        yield Note(
+            "unknown-type",
+            f"{_list([layer.name for layer in layers])} stay: the type {types} is not known",
+        )
+
+
+_NORM = re.compile("Batch_?Re?[Nn]orm|Batch_?Norm|SyncBN|BN$")
 
 
 def _taken(plan: Plan) -> list[AffineLayer]:
@@ -199,6 +214,12 @@ def _unknown_fields(facts: Facts, plan: Plan) -> Iterator[Note]:
         if layer.index in taking_part:
             for field in facts.unknown.get(layer.index, ()):
                 by_field[field].append(layer.name)
+    for field in [field for field in by_field if field.endswith("quantization_param")]:
+        names = by_field.pop(field)
+        yield Note(
+            "quantization-dropped",
+            f"the '{show(field)}' of {_list(names)} was dropped, since it was of the old weights",
+        )
     for field, names in by_field.items():
         yield Note(
             "unknown-field",
@@ -241,6 +262,7 @@ def _other_states(facts: Facts, plan: Plan) -> Iterator[Note]:
     gone = {layer.index for layer in twins(graph, plan)}
     last = {blob: value for value, (blob, _) in enumerate(graph.net.inputs)}
     changed = {fold.linear.layer.name for fold in plan.folds}
+    shared = {name for fold in plan.folds for name in fold.linear.layer.params if name}
     names = []
     for layer in graph.net.layers:
         if layer.index in inside:
@@ -248,6 +270,7 @@ def _other_states(facts: Facts, plan: Plan) -> Iterator[Note]:
         elif layer.index not in gone:
             read = [last[blob] for blob in layer.bottoms if blob in last]
             is_changed = layer.name in changed and layer.type in LINEAR
+            is_changed = is_changed or not shared.isdisjoint(layer.params)
             if is_changed or not all(_is_left(plan, value) for value in read):
                 names.append(layer.name)
     if names:

@@ -59,6 +59,13 @@ class Surgery:
         readers = self.readers[value]
         return next(iter(readers))[0] if len(readers) == 1 else None
 
+    def another_reader(self, value: int, reader: int) -> int:
+        """A layer that reads a value beside another one, the first that always did."""
+        readers = self.readers[value]
+        others = (p[0] for p in self.graph.readers[value] if p[0] != reader and p in readers)
+        found = next(others, None)
+        return min(at for at, _ in readers if at != reader) if found is None else found
+
     def describe(self, layer: int) -> str:
         """A layer for a sentence: ``'conv1' (Convolution)``."""
         found = self.graph.layers[layer]

@@ -17,7 +17,7 @@ from typing import Union
 
 from caffe_fold.caffemodel import Caffemodel
 from caffe_fold.entries import Piece, Span
-from caffe_fold.errors import CheckError, Path
+from caffe_fold.errors import CheckError, Path, show
 from caffe_fold.graph import Graph
 from caffe_fold.outputs import write_pieces
 
@@ -34,14 +34,16 @@ class BinaryWeights:
         """The caffemodel."""
         return Caffemodel.open(self.path)
 
-    def write(self, model: Caffemodel, pieces: Sequence[Piece], target: FilePath) -> None:
-        """Write the folded weights."""
+    def write(
+        self, model: Caffemodel, pieces: Sequence[Piece], target: FilePath, graph: Graph
+    ) -> None:
+        """Write the folded weights; ``graph`` is that of the folded net."""
         write_pieces(model, pieces, target)
         written, planned = os.path.getsize(target), sum(piece.size for piece in pieces)
         if written != planned:
             raise CheckError(f"{written} bytes of weights were written and {planned} were planned")
 
-    def reopen(self, target: FilePath) -> Caffemodel:
+    def reopen(self, target: FilePath, graph: Graph) -> Caffemodel:
         """What was written, read again."""
         return Caffemodel.open(target)
 
@@ -57,9 +59,11 @@ class Hdf5Weights:
 
     def open(self) -> Caffemodel:
         """The weights as a caffemodel."""
-        return self._opened(self.path, "old.caffemodel")
+        return self._opened(self.path, "old.caffemodel", self.owners)
 
-    def write(self, model: Caffemodel, pieces: Sequence[Piece], target: FilePath) -> None:
+    def write(
+        self, model: Caffemodel, pieces: Sequence[Piece], target: FilePath, graph: Graph
+    ) -> None:
         """Write the folded weights as HDF5; unchanged ones byte for byte."""
         from caffe_fold.hdf5 import from_caffemodel
 
@@ -70,20 +74,52 @@ class Hdf5Weights:
         new = self.scratch / "new.caffemodel"
         write_pieces(model, pieces, new)
         with Caffemodel.open(new) as folded:
-            from_caffemodel(self.path, model, folded, target)
+            promoted = self.owners.keys() - _owners(graph).keys()
+            from_caffemodel(self.path, model, folded, target, promoted)
 
-    def reopen(self, target: FilePath) -> Caffemodel:
-        """What was written, read again."""
-        return self._opened(target, "again.caffemodel")
+    def reopen(self, target: FilePath, graph: Graph) -> Caffemodel:
+        """What was written, read again. All of it was written anew, so that here each blob
+        must be the planned one.
 
-    def _opened(self, source: Path, name: str) -> Caffemodel:
+        :raises CheckError: where one is not.
+        """
+        again = self._opened(target, "again.caffemodel", _owners(graph))
+        new = self.scratch / "new.caffemodel"
+        if new.exists():
+            with Caffemodel.open(new) as planned:
+                _require_same(planned, again, graph)
+        return again
+
+    def _opened(
+        self, source: Path, name: str, owners: dict[tuple[str, int], tuple[str, int]]
+    ) -> Caffemodel:
         from caffe_fold.hdf5 import to_caffemodel
 
-        to_caffemodel(source, self.scratch / name, self.owners)
+        to_caffemodel(source, self.scratch / name, owners)
         return Caffemodel.open(self.scratch / name)
 
 
 WeightsFile = Union[BinaryWeights, Hdf5Weights]
+
+
+def _require_same(planned: Caffemodel, found: Caffemodel, graph: Graph) -> None:
+    """Each layer of the net has the blobs that were planned."""
+    for layer in graph.layers:
+        pair = [model.by_name.get(layer.name, ()) for model in (planned, found)]
+        one, other = (entries[-1].blobs if entries else () for entries in pair)
+        is_same = len(one) == len(other) and all(
+            a.shape == b.shape
+            and all(
+                x.tobytes() == y.tobytes()
+                for x, y in zip(planned.chunks(a, 0, a.count), found.chunks(b, 0, b.count))
+            )
+            for a, b in zip(one, other)
+        )
+        if not is_same:
+            raise CheckError(
+                f"the written HDF5 file holds other blobs of layer '{show(layer.name)}' than "
+                "planned; nothing was written. Please report this"
+            )
 
 
 @contextlib.contextmanager

@@ -79,3 +79,29 @@ def test_a_shape_that_is_none_is_bad_usage(tmp_path: Path, value: str, call: Cal
 def test_shapes_without_deploy_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--deploy"):
         fold(*train_val(tmp_path), input_shapes={"data": (1, 3, 8, 8)})
+
+
+def test_a_silenced_prediction_is_the_output(tmp_path: Path) -> None:
+    net = Net()
+    net.conv("conv", "data", 3, 4)
+    net.inner_product("ip", "conv", 4 * 6 * 6, 5)
+    model, weights = net.write(tmp_path)
+    rest = (
+        'layer { name: "accuracy" type: "Accuracy" bottom: "ip" bottom: "label" top: "a" }\n'
+        'layer { name: "quiet" type: "Silence" bottom: "ip" }\n'
+    )
+    model.write_text(TRAIN_VAL + model.read_text() + rest)
+    fold(model, weights, deploy=True)
+    assert "Silence" not in (tmp_path / "net_inference.prototxt").read_text()
+
+
+def test_a_constant_of_another_batch_is_an_error(tmp_path: Path) -> None:
+    net = Net()
+    net.conv("conv", "data", 3, 4)
+    net.layer("one", "DummyData", [], ["one"], "dummy_data_param { shape { dim: 2 dim: 4 } }")
+    net.eltwise("sum", ["conv", "one"], "sum")
+    model, weights = net.write(tmp_path)
+    model.write_text(TRAIN_VAL + model.read_text())
+    with pytest.raises(InputError, match=r"'one' \(DummyData\) has a batch of 2"):
+        fold(model, weights, deploy=True)
+    fold(model, weights, deploy=True, input_shapes={"data": (2, 3, 8, 8)})

@@ -106,3 +106,24 @@ def test_a_dry_run_leaves_nothing(tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     assert len(fold(model, weights, dry_run=True).folded) == 1
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_sharer_keeps_its_blobs_when_the_owner_goes(tmp_path: Path) -> None:
+    """Caffe stores a shared blob under its owner's name alone."""
+    net = Net()
+    net.input("data", (1, 3, 4, 4))
+    net.conv("conv", "data", 3, 4)
+    first = net.scale("first", "conv", 4, bias=False, extra='param { name: "g" }')
+    net.relu("relu", "conv")
+    net.scale("second", "conv", 4, bias=False, extra='param { name: "g" }').blobs = first.blobs
+    net.relu("last", "conv")
+    model, caffemodel = net.write(tmp_path)
+    weights = tmp_path / "net.h5"
+    write_hdf5(caffemodel, weights)
+    with h5py.File(weights, "a") as file:
+        del file["data/second/0"]
+    report = fold(model, weights)
+    assert [stay.layer for stay in report.stayed] == ["second"]
+    with h5py.File(tmp_path / "net_inference.h5") as file:
+        assert "first" not in file["data"]
+        assert list(file["data/second/0"][()]) == list(first.blobs[0].astype("<f4"))

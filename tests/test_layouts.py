@@ -164,7 +164,7 @@ def test_with_one_channel_the_order_cannot_be_told(tmp_path: Path) -> None:
     blobs = [[0.5], [1.5], [1.0], [2.0], [0.25]]
     done = folded(tmp_path, "BatchNorm", NVIDIA, blobs, channels=1)
     code, sentence = refused(done)
-    assert (code, "one channel" in sentence) == ("bn-layout", True)
+    assert (code, "nvidia or digits (--bn-layout does)" in sentence) == ("bn-layout", True)
     for name, gain, offset in (
         ("nvidia", 2 / np.sqrt(1.5 + 1e-5), 0.25 - 0.5 * 2 / np.sqrt(1.5 + 1e-5)),
         ("digits", 0.5 / np.sqrt(2 + 1e-5), 1.5 - 1.0 * 0.5 / np.sqrt(2 + 1e-5)),
@@ -184,9 +184,56 @@ def test_blobs_in_no_known_layout_are_described(tmp_path: Path) -> None:
     assert "4 blobs of the shapes (4,), (4,), (4,), (4,)" in sentence
 
 
-def test_three_blobs_where_the_prototxt_asks_for_five(tmp_path: Path) -> None:
-    code, _ = refused(folded(tmp_path, "BatchNorm", NVIDIA, FIVE[:3]))
-    assert code == "blob-count"
+@pytest.mark.parametrize(
+    ("params", "count"),
+    [
+        ("scale_bias: true", 3),
+        ("scale_filler { value: 1 }", 3),
+        ("bias_filler { value: 0 }", 3),
+        ("use_weight_bias: true", 3),
+        ("bias_term: true", 3),
+        ("scale_bias: true", 4),
+        ("bias_term: true", 4),
+        ("scale_bias: false", 5),
+        ("use_weight_bias: false", 5),
+        ("use_weight_bias: true bias_term: false", 5),
+    ],
+)
+def test_blobs_that_the_prototxt_does_not_ask_for(tmp_path: Path, params: str, count: int) -> None:
+    blobs = [MEAN, VARIANCE, ONE, SCALE, BIAS][:count]
+    done = folded(tmp_path, "BatchNorm", f"batch_norm_param {{ {params} }}", blobs)
+    assert refused(done)[0] == "blob-count"
+
+
+def test_a_choice_that_does_not_fit_the_blobs_is_no_choice(tmp_path: Path) -> None:
+    done = folded(tmp_path, "BatchNorm", "", FIVE, bn_layout="digits")
+    code, sentence = refused(done)
+    assert code == "bn-layout"
+    assert "--bn-layout digits does not fit" in sentence
+
+
+def test_both_signs_fold_where_both_readings_are_equal(tmp_path: Path) -> None:
+    params = "batch_norm_param { scale_bias: true use_weight_bias: true }"
+    done = folded(tmp_path, "BatchNorm", params, [MEAN, VARIANCE, ONE, SCALE, BIAS])
+    expect(done, 1e-5, 1, SCALE, BIAS)
+
+
+def test_an_engine_for_the_whole_net_is_a_sign(tmp_path: Path) -> None:
+    net = Net()
+    net.header += 'engine: "MKLDNN"\n'
+    net.input("data", (1, 3, 5, 5))
+    net.conv("conv", "data", 3, C)
+    net.layer("norm", "BatchNorm", "conv", "conv", "", FIVE)
+    model, weights = net.write(tmp_path)
+    out = tmp_path / "out.prototxt", tmp_path / "out.caffemodel"
+    assert caffe_fold.fold(model, weights, *out).left == 0
+
+
+@pytest.mark.parametrize("layout", ["nvidia", "digits"])
+def test_four_blobs_of_one_channel_are_intels_or_none(tmp_path: Path, layout: str) -> None:
+    blobs = [[0.5], [1.5], [1.0], [2.0]]
+    done = folded(tmp_path, "BatchNorm", "", blobs, channels=1, bn_layout=layout)
+    assert refused(done)[0] == "bn-layout"
 
 
 # ---- BN and CuDNNBatchNorm ----
@@ -238,6 +285,16 @@ def test_cudnn_batch_norm(tmp_path: Path, count: int) -> None:
     done = folded(tmp_path, "CuDNNBatchNorm", "batch_norm_param { eps: 0.001 }", blobs)
     expect(done, 1e-3, 1, SCALE if count > 2 else None, BIAS if count > 3 else None)
     assert [note.code for note in done[0].notes] == ["cudnn-layout"]
+
+
+def test_cudnn_batch_norm_of_one_channel_and_three_blobs_is_not_guessed(tmp_path: Path) -> None:
+    done = folded(tmp_path, "CuDNNBatchNorm", "", [[1.0], [1.0], [1.0]], channels=1)
+    assert refused(done)[0] == "bn-layout"
+
+
+def test_an_unknown_normalising_type_is_noted(tmp_path: Path) -> None:
+    report, _ = folded(tmp_path, "SyncBN", "", [SCALE, BIAS])
+    assert "unknown-type" in [note.code for note in report.notes]
 
 
 def test_cudnn_batch_norm_with_a_factor_is_described(tmp_path: Path) -> None:

@@ -93,6 +93,12 @@ def test_a_channel_too_small_for_half_is_refused(tmp_path: Path) -> None:
     assert "channel 2" in report.stayed[0].reason
 
 
+def test_a_bias_does_not_hide_that_weights_are_lost(tmp_path: Path) -> None:
+    net = net_of("data", "data", gain=1e-7)
+    report, _ = fold(net, tmp_path, weights_dtype="float16")
+    assert {stay.code for stay in report.stayed} == {"precision"}
+
+
 def test_a_value_too_large_for_float_is_refused(tmp_path: Path) -> None:
     net = net_of("data", "data", gain=1e37)
     net.layers[1].blobs[0] *= 1e3
