@@ -21,12 +21,23 @@ Array = NDArray[np.float64]
 
 
 class Refused(Exception):
-    """What stands in the way of a fold: a stable code and one sentence."""
+    """What stands in the way of a fold: a stable code and one sentence; ``codes`` holds
+    the code of each reason in it, the first of them being ``code``."""
 
-    def __init__(self, code: str, sentence: str) -> None:
+    def __init__(self, code: str, sentence: str, *more: str) -> None:
         super().__init__(sentence)
         self.code = code
+        self.codes = (code, *more)
         self.sentence = sentence
+
+    def and_also(self, other: Refused, words: str = "; and ") -> Refused:
+        """Both reasons in one sentence; one reason is not told twice."""
+        if other.sentence in self.sentence:
+            return self
+        codes = [code for code in other.codes if code not in self.codes]
+        return Refused(
+            self.code, f"{self.sentence}{words}{other.sentence}", *self.codes[1:], *codes
+        )
 
 
 @dataclass(frozen=True)

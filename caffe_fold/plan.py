@@ -60,11 +60,12 @@ class Removal:
 
 @dataclass(frozen=True)
 class Stay:
-    """A BatchNorm, Scale or Bias that stays, and why. ``type`` is what it is then."""
+    """A BatchNorm, Scale or Bias that stays, and why. ``type`` is what it is then, ``codes``
+    has one for each reason, the way back first."""
 
     layer: Layer
     type: str
-    code: str
+    codes: tuple[str, ...]
     sentence: str
 
 

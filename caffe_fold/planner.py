@@ -98,7 +98,7 @@ class Planner:
             layer = self.graph.layers[at]
             kind = "Scale" if at in merged else layer.type
             if self.surgery.alive[at] and kind in EXPLAINED:
-                yield Stay(layer, kind, why.code, why.sentence)
+                yield Stay(layer, kind, why.codes, why.sentence)
 
     # ---- Rules 1, 2 and the identity ----
 
@@ -277,18 +277,45 @@ class Planner:
         """Rule 2, and else the end of a run that changes nothing; where neither applies the
         refusal tells both ways."""
         try:
-            readers = self._require_foldable_before(run)
+            pairs = self._require_foldable_before(run)
         except Refused as before:
-            refusal = behind
-            if before.sentence != behind.sentence:
-                refusal = Refused(behind.code, f"{behind.sentence}; and {before.sentence}")
-            self._dissolve(run, refusal)
+            self._dissolve(run, behind.and_also(before))
             return
-        self.surgery.absorb_forward(run.places)
-        for reader in readers:
-            self.absorbed.setdefault(reader, _Absorbed()).before[:0] = run.layers
+        # Taking one out adds reads and removes writes, so it does not hinder the next.
+        for other, readers in pairs:
+            self.surgery.absorb_forward(other.places)
+            for reader in readers:
+                self.absorbed.setdefault(reader, _Absorbed()).before[:0] = other.layers
 
-    def _require_foldable_before(self, run: Run) -> list[int]:
+    def _require_foldable_before(self, run: Run) -> list[tuple[Run, list[int]]]:
+        """The run with the layers that read it, if all are linear and it is exact for each;
+        and where those share parameters, the equal runs before their sharers."""
+        pairs = [(run, self._require_exact_readers(run))]
+        taken = set(pairs[0][1])
+        for _, readers in pairs:
+            for at in readers:
+                for sharer in self._require_alike(at):
+                    if sharer not in taken:
+                        other = self._run_before(at, sharer, run)
+                        pairs.append((other, self._require_exact_readers(other)))
+                        taken.update(pairs[-1][1])
+        return pairs
+
+    def _run_before(self, at: int, sharer: int, run: Run) -> Run:
+        """The run that feeds a sharer of a layer, if it is the equal of the layer's own."""
+        writer = self.runs.writer(sharer)
+        if writer is not None and writer in self.runs.affine:
+            found = self.runs.through(writer)
+            if found.map.equals(run.map) and found.storage == run.storage:
+                self._require_movable(found)
+                return found
+        raise Refused(
+            "shared",
+            f"layer {self.surgery.describe(at)} shares its parameters with layer "
+            f"{self.surgery.describe(sharer)}, which has no such run before it",
+        )
+
+    def _require_exact_readers(self, run: Run) -> list[int]:
         """The layers that read a run, if all are linear and it is exact for each."""
         surgery = self.surgery
         top = surgery.tops[run.places[-1]][0]
@@ -307,8 +334,6 @@ class Planner:
                     "linear",
                 )
             self._require_exact_before(at, run, described)
-            if not set(self._require_alike(at)).issubset(readers):
-                raise Refused("shared", f"{described} shares its parameters with others")
         surgery.require_absorb_forward(run.places)
         return readers
 
@@ -362,10 +387,8 @@ class Planner:
             self.surgery.merge(run.places, keeper)
         except Refused as refusal:
             for at in run.places:
-                self.refused[at] = _both(
-                    self.refused.get(at, refusal),
-                    f"nor can its run become one Scale: {refusal.sentence}",
-                )
+                before = self.refused.get(at, refusal)
+                self.refused[at] = before.and_also(refusal, "; nor can its run become one Scale: ")
             return
         self.merges.append(Merge(keeper, self.runs.affine[keeper], run.layers, run.map))
 
@@ -378,8 +401,3 @@ class Planner:
             raise Refused("shared", "it shares its parameters")
         if layer.version < 2:
             raise Refused("old-format", "its prototxt is of a format without Scale layers")
-
-
-def _both(before: Refused, more: str) -> Refused:
-    """A refusal with a second reason; one reason is not told twice."""
-    return before if before.sentence in more else Refused(before.code, f"{before.sentence}; {more}")

@@ -32,11 +32,13 @@ class Merged:
 
 @dataclass(frozen=True)
 class Stayed:
-    """A layer that stays, with a stable code and one sentence."""
+    """A layer that stays, with a stable code and one sentence. ``codes`` has one for each
+    reason in it: the way back, which is ``code``, and the way on."""
 
     layer: str
     type: str
     code: str
+    codes: tuple[str, ...]
     reason: str
 
 

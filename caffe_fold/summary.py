@@ -70,7 +70,8 @@ def summary(facts: Facts, plan: Plan, outputs: Outputs, files: Files) -> Report:
         ),
         removed=tuple(a.layer.name for removal in plan.removals for a in removal.layers),
         stayed=tuple(
-            Stayed(stay.layer.name, stay.type, stay.code, stay.sentence) for stay in plan.stays
+            Stayed(stay.layer.name, stay.type, stay.codes[0], stay.codes, stay.sentence)
+            for stay in plan.stays
         ),
         warnings=tuple(_warnings(facts, plan)),
         notes=(*_notes(plan, files.old_text != files.new_text), *_unknown_types(facts)),

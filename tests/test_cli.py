@@ -230,7 +230,7 @@ SCHEMA: dict[str, Any] = {
     "folded": [{"layer": str, "type": str, "before": list, "behind": list}],
     "merged": [{"layer": str, "layers": list}],
     "removed": [str],
-    "stayed": [{"layer": str, "type": str, "code": str, "reason": str}],
+    "stayed": [{"layer": str, "type": str, "code": str, "codes": [str], "reason": str}],
     "warnings": [{"code": str, "message": str}],
     "notes": [{"code": str, "message": str}],
     "before": COUNTS,

@@ -344,3 +344,29 @@ def test_written_copies_that_differ_fail_the_proof(
     with pytest.raises(CheckError, match=r"copies of its shared parameter 'w' differ"):
         fold(model, weights)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.caffemodel", "net.prototxt"]
+
+
+def branches_with_a_norm_before(equal: bool) -> Net:
+    """Two branches, each with a BatchNorm of its own before the convolution that they share."""
+    net = Net()
+    convs, norms = [], []
+    for side in "ab":
+        net.input(f"data_{side}", (1, C, 4, 4))
+        norms.append(net.batch_norm(f"bn_{side}", f"data_{side}", C, f"x_{side}"))
+        convs.append(net.conv(f"conv_{side}", f"x_{side}", C, N, 2, extra=BOTH))
+    sharing(convs)
+    if equal:
+        norms[1].blobs = norms[0].blobs
+    net.eltwise("sum", ["conv_a", "conv_b"])
+    return net
+
+
+def test_equal_runs_before_each_sharer_go_forward_together(tmp_path: Path) -> None:
+    done = fold_net(branches_with_a_norm_before(True), tmp_path)
+    assert absorbed(done.report) == {"conv_a": ("bn_a",), "conv_b": ("bn_b",)}
+    first, second = copies(done)
+    assert [a.tolist() for a in first] == [b.tolist() for b in second]
+
+
+def test_unequal_runs_before_sharers_are_refused(tmp_path: Path) -> None:
+    assert_refused(branches_with_a_norm_before(False), tmp_path, "which has no such run before it")
