@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from caffe_fold.choices import ENGINES
 from caffe_fold.errors import EngineMissing, InputError
 from caffe_fold.verification.engine import Engine
 from caffe_fold.verification.opencv import OpenCV
 from caffe_fold.verification.pycaffe import PyCaffe
 
-__all__ = ["ENGINES", "engines_for"]
-
-ENGINES = ("auto", "opencv", "caffe")
+__all__ = ["engines_for"]
 
 
 def engines_for(name: str, caffe_python: str | None) -> Sequence[Engine]:

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from caffe_fold.choices import CHANNEL_ORDERS
 from caffe_fold.errors import EngineMissing, InputError, Path, show
 from caffe_fold.hints import closest
 from caffe_fold.verification.fields import fields_of
 from caffe_fold.verification.shapes import Shape, stated
 from caffe_fold.verification.sides import Side
 
-__all__ = ["ORDERS", "Wanted", "input_shapes", "make_inputs", "parse_shape"]
+__all__ = ["Wanted", "input_shapes", "make_inputs"]
 
 Array = NDArray[np.float32]
-ORDERS = ("bgr", "rgb")
 
 # The mean of random pixels of 0 to 255, where the user gives none.
 _MIDDLE = 127.5
@@ -44,24 +44,12 @@ class Wanted:
     shapes: Mapping[str, Shape] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.channel_order not in ORDERS:
+        if self.channel_order not in CHANNEL_ORDERS:
             raise InputError(f"channel_order is {self.channel_order!r}; expected 'bgr' or 'rgb'")
         if self.samples < 1:
             raise InputError(f"samples is {self.samples}; expected 1 or more")
         if self.source is not None and self.samples > 1:
             raise InputError("--input is one sample; --samples asks for random ones")
-
-
-def parse_shape(text: str) -> tuple[str, Shape]:
-    """``BLOB=1,3,224,224`` as a name and a shape.
-
-    :raises InputError: if it is something else.
-    """
-    name, _, dims = text.rpartition("=")
-    sizes = dims.replace("x", ",").split(",")
-    if not name or not all(size.strip().isdigit() and int(size) > 0 for size in sizes):
-        raise InputError(f"--input-shape {show(text)}: expected BLOB=N,C,H,W, as data=1,3,224,224")
-    return name, tuple(int(size) for size in sizes)
 
 
 def input_shapes(side: Side, given: Mapping[str, Shape]) -> dict[int, Shape]:

@@ -99,6 +99,20 @@ class Verification:
         """The blob that differs most, as a part of its largest value."""
         return self.blobs[0] if self.blobs else None
 
+    @property
+    def verdict(self) -> str:
+        """What was found in one line."""
+        failed = sum(not blob.passed for blob in self.blobs)
+        count, worst = len(self.blobs), self.worst
+        found = f"{failed} of {count} blobs differ" if failed else f"{count} blobs agree"
+        if worst is not None and worst.problem:
+            found += f", {show(worst.blob)}: {worst.problem}"
+        elif worst is not None:
+            found += f", {show(worst.blob)} most, by {worst.relative:.1e}"
+        how = {"whole": "whole", "rewritten": "whole, rewritten", "parts": "in parts"}[self.how]
+        samples = f"{self.samples} sample{'s' if self.samples > 1 else ''}"
+        return f"{found} (tolerance {self.tolerance:g}; {self.engine}, {how}, {samples})"
+
     def to_dict(self) -> dict[str, Any]:
         """The result as plain data for JSON: names are printable text, and a number that
         is not finite is null."""
@@ -179,18 +193,4 @@ def _summary(result: Verification) -> list[str]:
             f"({timing.ratio:.2f}x), median of {timing.rounds}; layers "
             f"{timing.original_layers} -> {timing.folded_layers}"
         )
-    failed = sum(not blob.passed for blob in result.blobs)
-    worst = result.worst
-    found = "" if worst is None or worst.problem else f", worst {worst.relative:.1e}"
-    verdict = "PASS" if result.passed else "FAIL"
-    of = (
-        f"{failed} of {len(result.blobs)} blobs differ"
-        if failed
-        else (f"{len(result.blobs)} blobs agree")
-    )
-    how = {"whole": "whole", "rewritten": "whole, rewritten", "parts": "in parts"}[result.how]
-    lines.append(
-        f"{verdict}: {of}{found} (tolerance {result.tolerance:g}; {result.engine}, {how}, "
-        f"{result.samples} sample{'s' if result.samples > 1 else ''})"
-    )
-    return lines
+    return [*lines, f"{'PASS' if result.passed else 'FAIL'}: {result.verdict}"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
 
 from caffe_fold.choices import Choices
 from caffe_fold.errors import EngineMissing, InputError, Path, show
+from caffe_fold.net import State
 from caffe_fold.verification.cut import whole
 from caffe_fold.verification.engine import Engine, EngineError
 from caffe_fold.verification.engines import engines_for
@@ -17,7 +19,7 @@ from caffe_fold.verification.match import Matching, match
 from caffe_fold.verification.result import Coverage, Skipped, Verification
 from caffe_fold.verification.run_parts import in_parts
 from caffe_fold.verification.session import Outcome, Session, measure, run_section
-from caffe_fold.verification.sides import Side, open_side
+from caffe_fold.verification.sides import Files, Side, open_side
 from caffe_fold.verification.text import is_retyped, standard_type
 
 __all__ = ["verify"]
@@ -90,12 +92,13 @@ def verify(
         raise InputError(f"tolerance is {tolerance}; expected 0 or more")
     choices = Choices(assume_global_stats, bn_layout, bn_variance)
     engines = engines_for(engine, caffe_python)
+    state = State("TEST", level or 0, frozenset(stages))
+    pairs = (Files(model, weights), Files(folded_model, folded_weights))
     with contextlib.ExitStack() as stack:
-        original, folded = (
-            stack.enter_context(open_side(*files, stages, level, choices))
-            for files in ((model, weights), (folded_model, folded_weights))
-        )
         folder = stack.enter_context(_folder())
+        original, folded = (
+            stack.enter_context(open_side(files, state, choices, folder)) for files in pairs
+        )
         _require_blobs(folded, skip)
         session = Session(original, folded, wanted, tolerance, tuple(skip), folder)
         return _verify(session, engines, rounds)
@@ -201,9 +204,9 @@ def _result(
         notes.append(f"{dead} {be} zero all over with this input, which proves little")
     return Verification(
         model=a.model,
-        weights=a.weights,
+        weights=os.fspath(a.files.weights),
         folded_model=b.model,
-        folded_weights=b.weights,
+        folded_weights=os.fspath(b.files.weights),
         engine=outcome.engine.version,
         how=outcome.how,
         tolerance=session.tolerance,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path as FilePath
 
 from caffe_fold.caffemodel import Caffemodel, Entry, Form
 from caffe_fold.choices import Choices
@@ -14,14 +15,25 @@ from caffe_fold.facts import Facts
 from caffe_fold.graph import Graph, build
 from caffe_fold.inputs import open_prototxt, require_inputs
 from caffe_fold.net import Layer, State, read_net
+from caffe_fold.weights_files import opened_weights
 
-__all__ = ["Side", "open_side"]
+__all__ = ["Files", "Side", "open_side"]
+
+
+@dataclass(frozen=True)
+class Files:
+    """A prototxt and its weights."""
+
+    model: Path
+    weights: Path
 
 
 @dataclass(frozen=True)
 class Side:
-    """A net with its weights. ``facts`` reads its affine layers."""
+    """A net with its weights, ``weights`` being the file that an engine reads. ``facts``
+    reads its affine layers."""
 
+    files: Files
     model: str
     weights: str
     graph: Graph
@@ -68,17 +80,16 @@ class Side:
 
 
 @contextlib.contextmanager
-def open_side(
-    model: Path, weights: Path, stages: Sequence[str], level: int | None, choices: Choices
-) -> Iterator[Side]:
-    """Open one net.
+def open_side(files: Files, state: State, choices: Choices, folder: FilePath) -> Iterator[Side]:
+    """Open one net. Weights in HDF5 become a caffemodel below ``folder``.
 
     :raises InputError: if a file is not what it has to be.
     """
-    require_inputs(model, weights)
-    net = read_net(open_prototxt(model))
-    level = net.state.level if level is None else level
-    graph = build(net, State("TEST", level, net.state.stages | frozenset(stages)))
-    with Caffemodel.open(weights) as caffemodel:
+    kind = require_inputs(files.model, files.weights)
+    net = read_net(open_prototxt(files.model))
+    stages = net.state.stages | state.stages
+    graph = build(net, State("TEST", state.level or net.state.level, stages))
+    with opened_weights(files.weights, kind, graph, folder) as file, file.open() as caffemodel:
         facts = Facts(graph, caffemodel, choices)
-        yield Side(os.fspath(model), os.fspath(weights), graph, caffemodel, facts)
+        weights = os.fspath(caffemodel.source.path)
+        yield Side(files, os.fspath(files.model), weights, graph, caffemodel, facts)
