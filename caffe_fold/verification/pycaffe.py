@@ -52,23 +52,12 @@ class PyCaffe:
             raise EngineMissing(f"real Caffe is not there: {_NAME_IT}")
         self.python = found
 
-    @functools.cached_property
-    def _about(self) -> Any:
-        with tempfile.TemporaryDirectory() as folder:
-            answer = Path(folder) / "answer.json"
-            try:
-                self._call(Path(folder), {"do": "about", "answer": str(answer)})
-            except EngineError as error:
-                python = show(self.python, 1000)
-                raise EngineMissing(f"{python} has no pycaffe ({error}); {_NAME_IT}") from None
-            return json.loads(answer.read_text("utf-8"))
-
     @property
     def version(self) -> str:
-        return f"Caffe {self._about['version']}".strip()
+        return f"Caffe {_about(self.python)['version']}".strip()
 
     def known(self) -> frozenset[str]:
-        return frozenset(self._about["types"]) or _KNOWN
+        return frozenset(_about(self.python)["types"]) or _KNOWN
 
     def reads(self, has_doubles: bool) -> bool:
         return True
@@ -77,7 +66,7 @@ class PyCaffe:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             nets = [self._net(folder / str(i), job, inputs) for i, job in enumerate(jobs)]
-            self._call(folder, {"do": "run", "nets": nets})
+            _call(self.python, folder, {"do": "run", "nets": nets})
             return [_values(folder / str(i), job) for i, job in enumerate(jobs)]
 
     def time(self, jobs: Sequence[Job], inputs: Inputs, rounds: int) -> list[list[float]]:
@@ -86,7 +75,7 @@ class PyCaffe:
             nets = [self._net(folder / str(i), job, inputs) for i, job in enumerate(jobs)]
             answer = folder / "answer.json"
             request = {"do": "time", "nets": nets, "rounds": rounds, "answer": str(answer)}
-            self._call(folder, request)
+            _call(self.python, folder, request)
             seconds: list[list[float]] = json.loads(answer.read_text("utf-8"))
             return seconds
 
@@ -105,21 +94,36 @@ class PyCaffe:
             "folder": str(folder),
         }
 
-    def _call(self, folder: Path, request: dict[str, Any]) -> None:
-        path = folder / "request.json"
-        path.write_text(json.dumps(request), "utf-8")
-        command = [self.python, str(_SCRIPT), str(path)]
-        # This environment's own paths are not the other interpreter's.
-        hidden = ("PYTHONHOME", "PYTHONSAFEPATH")
-        environment = {k: v for k, v in os.environ.items() if k not in hidden}
+
+@functools.lru_cache(maxsize=8)
+def _about(python: str) -> Any:
+    """What a Caffe knows of itself. It takes a second to ask, and is asked once."""
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
         try:
-            done = subprocess.run(command, capture_output=True, env=environment, cwd=folder)
-        except OSError as error:
+            _call(python, Path(folder), {"do": "about", "answer": str(answer)})
+        except EngineError as error:
             raise EngineMissing(
-                f"{show(self.python, 1000)} cannot be run ({error.strerror}); {_NAME_IT}"
+                f"{show(python, 1000)} has no pycaffe ({error}); {_NAME_IT}"
             ) from None
-        if done.returncode:
-            raise EngineError(_said(done.stderr.decode("utf-8", "replace"), done.returncode))
+        return json.loads(answer.read_text("utf-8"))
+
+
+def _call(python: str, folder: Path, request: dict[str, Any]) -> None:
+    path = folder / "request.json"
+    path.write_text(json.dumps(request), "utf-8")
+    command = [python, str(_SCRIPT), str(path)]
+    # This environment's own paths are not the other interpreter's.
+    hidden = ("PYTHONHOME", "PYTHONSAFEPATH")
+    environment = {k: v for k, v in os.environ.items() if k not in hidden}
+    try:
+        done = subprocess.run(command, capture_output=True, env=environment, cwd=folder)
+    except OSError as error:
+        raise EngineMissing(
+            f"{show(python, 1000)} cannot be run ({error.strerror}); {_NAME_IT}"
+        ) from None
+    if done.returncode:
+        raise EngineError(_said(done.stderr.decode("utf-8", "replace"), done.returncode))
 
 
 def _values(folder: Path, job: Job) -> Values:
