@@ -21,10 +21,10 @@ import numpy as np
 from caffe_fold.errors import EngineMissing, show
 from caffe_fold.verification.engine import EngineError, Inputs, Job, Values
 
-__all__ = ["VARIABLE", "PyCaffe"]
+__all__ = ["SCRIPT", "VARIABLE", "PyCaffe"]
 
 VARIABLE = "CAFFE_FOLD_CAFFE_PYTHON"
-_SCRIPT = Path(__file__).with_name("pycaffe_forward.py")
+SCRIPT = Path(__file__).with_name("pycaffe_forward.py")
 _NAME_IT = f"name an interpreter that has pycaffe by --caffe-python or {VARIABLE}"
 
 # Where a pycaffe is too old to list them.
@@ -112,7 +112,7 @@ def _about(python: str) -> Any:
 def _call(python: str, folder: Path, request: dict[str, Any]) -> None:
     path = folder / "request.json"
     path.write_text(json.dumps(request), "utf-8")
-    command = [python, str(_SCRIPT), str(path)]
+    command = [python, str(SCRIPT), str(path)]
     # This environment's own paths are not the other interpreter's.
     hidden = ("PYTHONHOME", "PYTHONSAFEPATH")
     environment = {k: v for k, v in os.environ.items() if k not in hidden}
