@@ -110,6 +110,7 @@ class Report:
         from caffe_fold import __version__
 
         data = _printable(asdict(replace(self, verified=None)))
+        del data["verified"]
         if self.verified is not None:
             data["verified"] = self.verified.to_dict()
         return {"schema": SCHEMA, "version": __version__, **data}
