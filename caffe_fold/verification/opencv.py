@@ -64,12 +64,16 @@ class OpenCV:
             net = self._net(job, inputs)
             names = list(net.getLayerNames())
             known = set(names)
-            wanted = dict.fromkeys(_found_as(output, known) for output in job.outputs.values())
-            asked = [name for name in wanted if name]
+            # A top's name is no other layer's.
+            tops_alone = known - {layer for layer, _, _ in job.outputs.values()}
+            places = {
+                value: _found_as(output, known, tops_alone) for value, output in job.outputs.items()
+            }
+            asked = [name for name in dict.fromkeys(places.values()) if name]
             tops = dict(zip(asked, net.forwardAndRetrieve(asked) if asked else ()))
         found: Values = {}
         for value, output in job.outputs.items():
-            arrays = tops.get(_found_as(output, known), ())
+            arrays = tops.get(places[value], ())
             if output[2] < len(arrays):
                 found[value] = np.array(arrays[output[2]])
         return found
@@ -81,9 +85,9 @@ class OpenCV:
                 net.forward()
             seconds: list[list[float]] = [[] for _ in nets]
             for _ in range(rounds):
-                for net, taken in zip(nets, seconds):
+                for net, job, taken in zip(nets, jobs, seconds):
                     # Without new inputs OpenCV gives its last result.
-                    self._feed(net, jobs[nets.index(net)], inputs)
+                    self._feed(net, job, inputs)
                     start = time.perf_counter()
                     net.forward()
                     taken.append(time.perf_counter() - start)
@@ -113,10 +117,10 @@ class OpenCV:
             logging.setLogLevel(level)
 
 
-def _found_as(output: tuple[str, str, int], known: set[str]) -> str:
+def _found_as(output: tuple[str, str, int], known: set[str], tops: set[str]) -> str:
     """OpenCV calls a layer by its name, and some by their top."""
     layer, top, _ = output
-    return layer if layer in known else top if top in known else ""
+    return layer if layer in known else top if top in tops else ""
 
 
 def _said(error: Exception) -> str:

@@ -183,9 +183,11 @@ def _summary(result: Verification) -> list[str]:
             f"covered {cover.compared} of {cover.layers} layers of the folded net: "
             f"{cover.folds_alone} of {cover.folds} folds alone, {cover.by_parts} layers in parts"
         )
-        if cover.not_run:
-            types = ", ".join(f"{count} {show(name)}" for name, count in cover.not_run.items())
-            lines.append(f"not run: {types}")
+    elif cover.compared < cover.layers:
+        lines.append(f"compared {cover.compared} of {cover.layers} layers of the folded net")
+    if cover.not_run:
+        types = ", ".join(f"{count} {show(name)}" for name, count in cover.not_run.items())
+        lines.append(f"not run: {types}")
     timing = result.timing
     if timing is not None:
         lines.append(
