@@ -360,3 +360,42 @@ def test_a_net_that_no_engine_runs_whole_says_what_was_covered(name: str, tmp_pa
     assert f"{cover.folds} of {cover.folds} folds alone" in text
     assert "in parts" in text.splitlines()[-1]
     assert ("not run: 2 Upsample" in text) == (name == "yoloface_500k_v2")
+
+
+def test_a_deploy_net_is_verified_against_the_deploy_net_of_the_original(tmp_path: Path) -> None:
+    files = trained(tmp_path)
+    pair = Pairs(*files, tmp_path / "f.prototxt", tmp_path / "f.caffemodel")
+    shapes = {"data": (1, 3, 8, 8)}
+    report = caffe_fold.fold(
+        *files, pair.folded_model, pair.folded_weights, deploy=True, input_shapes=shapes, verify={}
+    )
+    assert report.verified is not None
+    assert report.verified.passed
+    result = pair.verify(engine="opencv", input_shapes=shapes)
+    assert result.passed
+    assert [name.blob for name in result.incomparable] == ["prob"]
+
+
+def trained(folder: Path) -> tuple[Path, Path]:
+    """A net with a data layer and a loss."""
+    net = Net()
+    net.layer("d", "Data", [], ["data", "label"], "data_param { batch_size: 4 }")
+    net.conv("conv", "data", 3, 4)
+    net.batch_norm("bn", "conv", 4)
+    net.inner_product("ip", "conv", 4 * 6 * 6, 5)
+    net.layer("prob", "SoftmaxWithLoss", ["ip", "label"], "loss")
+    return net.write(folder)
+
+
+def test_weights_in_hdf5_are_verified(tmp_path: Path) -> None:
+    pytest.importorskip("h5py", reason="h5py is not installed.")
+    from test_hdf5 import write_h5
+
+    net = chain()
+    prototxt, _ = net.write(tmp_path)
+    weights = write_h5(net, tmp_path / "net.caffemodel.h5")
+    pair = Pairs(prototxt, weights, tmp_path / "f.prototxt", tmp_path / "f.caffemodel.h5")
+    report = caffe_fold.fold(prototxt, weights, pair.folded_model, pair.folded_weights, verify={})
+    assert report.verified is not None
+    assert report.verified.weights == str(weights)
+    assert pair.verify(engine="opencv").passed

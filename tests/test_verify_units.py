@@ -108,6 +108,11 @@ def test_no_rows_at_all_are_equal() -> None:
     assert differ_in_rows(np.zeros((1, 1, 0, 7)), np.zeros((1, 1, 0, 7)), 1e-4).relative == 0
 
 
+def test_rows_end_where_no_image_is_named() -> None:
+    end = np.array([[-1, 0, 0, 0, 0, 0, 0], [0, 1, 0.5, 9, 9, 9, 9]])
+    assert differ_in_rows(ROWS, np.concatenate([ROWS, end]), 1e-4).relative == 0
+
+
 def test_a_type_tells_detections() -> None:
     assert is_detections("DetectionOutput", (1, 1, 3, 7))
     assert not is_detections("DetectionOutput", (1, 1, 3, 5))

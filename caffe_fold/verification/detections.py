@@ -32,7 +32,7 @@ def differ_in_rows(original: NDArray[Any], folded: NDArray[Any], tolerance: floa
     largest in score and box. A row that is alone counts as missing, unless its score is
     within the tolerance of the lowest, where rows are cut off.
     """
-    a, b = (np.asarray(rows, np.float64).reshape(-1, _COLUMNS) for rows in (original, folded))
+    a, b = (_rows(values) for values in (original, folded))
     shape = original.shape
     both = np.concatenate([a, b])
     if not np.isfinite(both).all():
@@ -49,6 +49,13 @@ def differ_in_rows(original: NDArray[Any], folded: NDArray[Any], tolerance: floa
         )
         return Difference(shape, math.inf, largest, problem)
     return Difference(shape, gap, largest)
+
+
+def _rows(values: NDArray[Any]) -> NDArray[Any]:
+    """The rows of a value, up to the one without an image that ends them in some engines."""
+    rows = np.asarray(values, np.float64).reshape(-1, _COLUMNS)
+    ends = np.flatnonzero(rows[:, 0] < 0)
+    return rows[: ends[0]] if ends.size else rows
 
 
 def _matched(a: NDArray[Any], b: NDArray[Any]) -> tuple[float, list[NDArray[Any]]]:

@@ -18,6 +18,7 @@ import numpy as np
 from caffe_fold.affine import AFFINE
 from caffe_fold.errors import InputError, show
 from caffe_fold.linear import LINEAR
+from caffe_fold.net import Layer
 from caffe_fold.verification.sides import Side
 
 __all__ = ["Incomparable", "Matching", "Pair", "match"]
@@ -83,7 +84,7 @@ class _Matcher:
         or read by nothing that is left."""
         known = self.a.graph.name_counts
         for layer in self.b.graph.layers:
-            if layer.name not in known and layer.bottoms:
+            if layer.name not in known and layer.bottoms and not self._is_added(layer):
                 raise InputError(
                     f"{show(self.b.model, 1000)}: {self.b.graph.net.where(layer)} is not in "
                     f"{show(self.a.model, 1000)}; give the net that it was folded from"
@@ -95,6 +96,11 @@ class _Matcher:
                     f"({show(layer.type)}) of {show(self.a.model, 1000)}, which no fold removes; "
                     "give the net that was folded from it"
                 )
+
+    def _is_added(self, layer: Layer) -> bool:
+        """Whether a layer may be new: the Softmax of a deploy net, for that in a loss."""
+        read = {name for other in self.b.graph.layers for name in other.bottoms}
+        return layer.type == "Softmax" and read.isdisjoint(layer.tops)
 
     def _may_be_gone(self, at: int) -> bool:
         graph = self.a.graph
@@ -200,6 +206,12 @@ class _Matcher:
         found = []
         for blob, value in self.b.graph.last.items():
             old = self.a.graph.last.get(blob)
+            at = self.b.graph.values[value].producer
+            if old is None and at is not None and self.b.graph.layers[at].bottoms:
+                if value not in originals:
+                    name = show(self.b.graph.layers[at].name)
+                    found.append(Incomparable(blob, f"only the folded net has layer '{name}'"))
+                continue
             if old is None or originals.get(value) == old:
                 continue
             producer = self.a.graph.values[old].producer
