@@ -126,7 +126,10 @@ def _differences(arrays: dict[str, np.ndarray]) -> Iterator[tuple[str, Differenc
 
 
 def _cell(found: Iterator[tuple[str, Difference]]) -> str:
-    name, worst = max(found, key=lambda item: item[1].relative)
+    compared = list(found)
+    if not compared:
+        return "converts it to a net without outputs"
+    name, worst = max(compared, key=lambda item: item[1].relative)
     text = f"`{name}` {worst.problem or f'{worst.relative:.1e}'}"
     return text if worst.relative <= TOLERANCE else f"**{text}**"
 

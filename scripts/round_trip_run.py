@@ -23,7 +23,7 @@ def by_mnn(model: str) -> dict[str, Any]:
     import MNN
 
     net = MNN.Interpreter(model)
-    session = net.createSession()
+    session = net.createSession({"backend": "CPU", "precision": "high"})
     kind, order = MNN.Halide_Type_Float, MNN.Tensor_DimensionType_Caffe
     for tensor in net.getSessionInputAll(session).values():
         shape = tuple(tensor.getShape())
@@ -42,6 +42,8 @@ def by_openvino(model: str) -> dict[str, Any]:
     from openvino.runtime import Core
 
     core = Core()
+    # Otherwise it computes in bfloat16 where the CPU can.
+    core.set_property("CPU", {"ENFORCE_BF16": "NO"})
     net = core.compile_model(core.read_model(model), "CPU")
     given = [pixels(tuple(port.shape)) for port in net.inputs]
     results = net.infer_new_request(given)

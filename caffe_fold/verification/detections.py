@@ -18,6 +18,7 @@ from caffe_fold.verification.compare import Difference
 __all__ = ["differ_in_rows", "is_detections"]
 
 _COLUMNS = 7
+Rows = NDArray[Any]
 
 
 def is_detections(type: str, shape: tuple[int, ...]) -> bool:
@@ -25,12 +26,12 @@ def is_detections(type: str, shape: tuple[int, ...]) -> bool:
     return type.endswith("DetectionOutput") and len(shape) > 1 and shape[-1] == _COLUMNS
 
 
-def differ_in_rows(original: NDArray[Any], folded: NDArray[Any], tolerance: float) -> Difference:
+def differ_in_rows(original: Rows, folded: Rows, tolerance: float) -> Difference:
     """Compare two lists of detections, shape (..., N, 7).
 
     Each row goes with the closest one of its image and label; the difference is the
-    largest in score and box. A row that is alone counts as missing, unless its score is
-    within the tolerance of the lowest, where rows are cut off.
+    largest in score and box. A row without one within the tolerance may be missing if its
+    score is within the tolerance of the lowest, where rows are cut off.
     """
     a, b = (_rows(values) for values in (original, folded))
     shape = original.shape
@@ -38,36 +39,37 @@ def differ_in_rows(original: NDArray[Any], folded: NDArray[Any], tolerance: floa
     if not np.isfinite(both).all():
         return Difference(shape, math.inf, 0.0, "it holds numbers that are not finite")
     largest = float(np.abs(both[:, 2:]).max(initial=0.0))
-    gap, alone = _matched(a, b)
-    lowest = float(both[:, 2].min(initial=math.inf))
-    missing = [row for row in alone if row[2] > lowest + tolerance * max(largest, 1.0)]
-    if missing:
-        row = missing[0]
+    allowed = tolerance * max(largest, 1.0)
+    gap, a, b = _matched(a, b, allowed)
+    # Of the others, those at the threshold need no partner.
+    lowest = float(both[:, 2].min(initial=math.inf)) + allowed
+    far, a, b = _matched(a[a[:, 2] > lowest], b[b[:, 2] > lowest], math.inf)
+    alone = np.concatenate([a, b])
+    if len(alone):
         problem = (
-            f"{len(missing)} of {max(len(a), len(b))} detections are in one net alone, as label "
-            f"{row[1]:.0f} with score {row[2]:.4f}"
+            f"{len(alone)} detections are in one net alone, as label {alone[0, 1]:.0f} with score "
+            f"{alone[0, 2]:.4f}"
         )
         return Difference(shape, math.inf, largest, problem)
-    return Difference(shape, gap, largest)
+    return Difference(shape, max(gap, far), largest)
 
 
-def _rows(values: NDArray[Any]) -> NDArray[Any]:
+def _rows(values: Rows) -> Rows:
     """The rows of a value, up to the one without an image that ends them in some engines."""
     rows = np.asarray(values, np.float64).reshape(-1, _COLUMNS)
     ends = np.flatnonzero(rows[:, 0] < 0)
     return rows[: ends[0]] if ends.size else rows
 
 
-def _matched(a: NDArray[Any], b: NDArray[Any]) -> tuple[float, list[NDArray[Any]]]:
-    """The largest difference of rows that go together, and the rows that are alone."""
-    gap, alone, free = 0.0, list[NDArray[Any]](), np.ones(len(b), bool)
-    for row in a:
+def _matched(a: Rows, b: Rows, allowed: float) -> tuple[float, Rows, Rows]:
+    """The largest difference of rows that go together, up to what is allowed, and the
+    rows of both that are alone."""
+    gap, alone, free = 0.0, np.ones(len(a), bool), np.ones(len(b), bool)
+    for index, row in enumerate(a):
         same = np.flatnonzero(free & (b[:, 0] == row[0]) & (b[:, 1] == row[1]))
-        if not same.size:
-            alone.append(row)
-            continue
         gaps = np.abs(b[same, 2:] - row[2:]).max(axis=1)
-        closest = int(gaps.argmin())
-        free[same[closest]] = False
-        gap = max(gap, float(gaps[closest]))
-    return gap, [*alone, *b[free]]
+        if not same.size or gaps.min() > allowed:
+            continue
+        alone[index] = free[same[gaps.argmin()]] = False
+        gap = max(gap, float(gaps.min()))
+    return gap, a[alone], b[free]
