@@ -118,11 +118,21 @@ def _differences(arrays: dict[str, np.ndarray]) -> Iterator[tuple[str, Differenc
     if len(a) != len(b):
         yield "outputs", Difference((), float("inf"), 0.0, f"{len(a)} and {len(b)} outputs")
     for old, new in names:
-        is_rows = a[old].ndim == 4 and a[old].shape[-1] == 7
-        yield (
-            old,
-            (differ_in_rows(a[old], b[new], TOLERANCE) if is_rows else differ(a[old], b[new])),
-        )
+        left, right = (_detections(old, values) for values in (a[old], b[new]))
+        if left is None or right is None:
+            yield old, differ(a[old], b[new])
+        else:
+            yield old, differ_in_rows(left, right, TOLERANCE)
+
+
+def _detections(name: str, values: np.ndarray) -> np.ndarray | None:
+    """Rows of image, label, score and box, if these are; MNN's have no image."""
+    if "detection" not in name or values.shape[-1:] not in ((6,), (7,)):
+        return None
+    rows = values.reshape(-1, values.shape[-1])
+    if values.shape[-1] == 6:
+        rows = np.concatenate([np.zeros((len(rows), 1), rows.dtype), rows], axis=1)
+    return rows
 
 
 def _cell(found: Iterator[tuple[str, Difference]]) -> str:
