@@ -21,21 +21,29 @@ if TYPE_CHECKING:
     from caffe_fold.errors import CaffeFoldError as CaffeFoldError
     from caffe_fold.errors import CaffemodelError as CaffemodelError
     from caffe_fold.errors import CheckError as CheckError
+    from caffe_fold.errors import EngineMissing as EngineMissing
     from caffe_fold.errors import InputError as InputError
     from caffe_fold.errors import OutputError as OutputError
     from caffe_fold.errors import PrototxtError as PrototxtError
+    from caffe_fold.errors import VerifyError as VerifyError
     from caffe_fold.report import Report as Report
+    from caffe_fold.verification.result import Verification as Verification
+    from caffe_fold.verification.run import verify as verify
 
 _HOMES = {
     "fold": "caffe_fold.convert",
     "fold_weights": "caffe_fold.arrays",
     "Report": "caffe_fold.report",
+    "verify": "caffe_fold.verification.run",
+    "Verification": "caffe_fold.verification.result",
     "CaffeFoldError": "caffe_fold.errors",
     "InputError": "caffe_fold.errors",
     "PrototxtError": "caffe_fold.errors",
     "CaffemodelError": "caffe_fold.errors",
     "OutputError": "caffe_fold.errors",
     "CheckError": "caffe_fold.errors",
+    "VerifyError": "caffe_fold.errors",
+    "EngineMissing": "caffe_fold.errors",
 }
 
 __all__ = ["__version__", *_HOMES]

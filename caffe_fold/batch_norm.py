@@ -33,7 +33,7 @@ import numpy as np
 from caffe_fold import caffe_pb2
 from caffe_fold.affine_map import AffineMap, AffineType, Array, Constants, Refused
 
-__all__ = ["BATCH_NORM", "BN", "CUDNN_BATCH_NORM"]
+__all__ = ["BATCH_NORM", "BN", "CUDNN_BATCH_NORM", "standard_blobs"]
 
 # BatchNormLayer::LayerSetUp of NVIDIA's fork.
 _NVIDIA_LEAST_EPS = np.float32(1e-5)
@@ -339,3 +339,27 @@ CUDNN_BATCH_NORM = AffineType(
     lambda x, constants: _forward(x, _cudnn_statistics(constants)),
     normalises=True,
 )
+
+
+# ---- As standard layers ----
+
+
+def standard_blobs(type: str, constants: Constants) -> tuple[list[Array], list[Array], float]:
+    """A layer of these types as a BatchNorm and a Scale of BVLC Caffe: the blobs of both,
+    and eps. The Scale's are empty where there is nothing to scale, the BatchNorm's where
+    there is nothing to normalise.
+
+    :raises Refused: where it has no such equal.
+    """
+    if type == "BN" and len(constants.blobs) == 2:
+        return [], list(_segnet_blobs(constants)), 0.0
+    read = {"BN": _bn_statistics, "CuDNNBatchNorm": _cudnn_statistics}
+    found = read.get(type, _batch_norm_statistics)(constants)
+    variance = found.variance
+    if found.is_inverse:
+        variance = found.variance**-2.0 - found.eps
+    factor = np.array([found.factor])
+    if found.scale is None:
+        return [found.mean, variance, factor], [], found.eps
+    bias = np.zeros_like(found.scale) if found.bias is None else found.bias
+    return [found.mean, variance, factor], [found.scale, bias], found.eps

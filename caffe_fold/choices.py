@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from caffe_fold.errors import InputError
 
-__all__ = ["BN_LAYOUTS", "BN_VARIANCES", "WEIGHTS_DTYPES", "Choices"]
+__all__ = ["BN_LAYOUTS", "BN_VARIANCES", "CHANNEL_ORDERS", "ENGINES", "WEIGHTS_DTYPES", "Choices"]
 
 BN_LAYOUTS = ("nvidia", "digits", "intel")
 BN_VARIANCES = ("var", "invstd")
 WEIGHTS_DTYPES = ("float16", "float32", "float64")
+ENGINES = ("auto", "opencv", "caffe")
+CHANNEL_ORDERS = ("bgr", "rgb")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import click
 
 from caffe_fold._version import __version__
 from caffe_fold.choices import BN_LAYOUTS, BN_VARIANCES, WEIGHTS_DTYPES
+from caffe_fold.cli_options import asked_for, common_options, input_options
 from caffe_fold.errors import CaffeFoldError, StrictError
 
 if TYPE_CHECKING:
@@ -33,9 +34,27 @@ _EXAMPLES = f"""\b
 Examples:
   caffe-fold --model deploy.prototxt --weights net.caffemodel
   caffe-fold --model deploy.prototxt --weights net.caffemodel --dry-run
+  caffe-fold verify --model deploy.prototxt --weights net.caffemodel \\
+      --folded-model deploy_inference.prototxt --folded-weights net_inference.caffemodel
   caffe-fold demo
 
 {_EXIT_CODES}"""
+
+_VERIFY_EXAMPLES = """\b
+Examples:
+  caffe-fold verify --model deploy.prototxt --weights net.caffemodel \\
+      --folded-model folded.prototxt --folded-weights folded.caffemodel
+  (the same four) --engine caffe --caffe-python /opt/caffe/bin/python
+  (the same four) --input cat.jpg --mean 104,117,123
+
+\b
+Exit codes:
+  0    each blob agrees
+  1    a blob differs
+  2    bad usage or input, or no engine is there"""
+
+# Enough for a median, and a few seconds for a large net.
+_ROUNDS = 15
 
 
 class _DefaultGroup(click.Group):
@@ -155,16 +174,52 @@ def cli(context: click.Context) -> None:
 @click.option("--dry-run", is_flag=True, help="Report what would be done, and write nothing.")
 @click.option("--strict", is_flag=True, help="Exit with 3 if a BatchNorm is left.")
 @click.option("--no-check", "check", flag_value=False, default=True, help="Skip the proof.")
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Run both nets in an engine before the result gets its name; a net that differs is "
+    "not written.",
+)
+@common_options("verify-")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--quiet", is_flag=True, help="Print warnings and errors only.")
-def fold(strict: bool, as_json: bool, quiet: bool, **options: Any) -> None:
+def fold(verify: bool, strict: bool, as_json: bool, quiet: bool, **options: Any) -> None:
     """Fold one net. Runs also where no command is named."""
     from caffe_fold.convert import fold as fold_files
 
+    options["verify"] = asked_for(click.get_current_context(), options, verify)
     report = fold_files(options.pop("model"), options.pop("weights"), **options)
     _print(report, as_json, quiet)
     if strict and report.left:
         raise StrictError(f"--strict: {report.left} BatchNorm layers are left")
+
+
+@cli.command(epilog=_VERIFY_EXAMPLES)
+@click.option("--model", required=True, metavar="PROTOTXT", help="The original prototxt.")
+@click.option("--weights", required=True, metavar="CAFFEMODEL", help="The original weights.")
+@click.option("--folded-model", required=True, metavar="PROTOTXT", help="The folded prototxt.")
+@click.option("--folded-weights", required=True, metavar="CAFFEMODEL", help="The folded weights.")
+@common_options()
+@input_options()
+@click.option("--stage", "stages", multiple=True, help="A stage of the nets' state; repeatable.")
+@click.option("--level", type=int, help="The level of the nets' state.")
+@click.option("--time", "is_timed", is_flag=True, help="Time forward passes of both nets, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--quiet", is_flag=True, help="Print nothing but a blob that differs.")
+def verify(is_timed: bool, as_json: bool, quiet: bool, **options: Any) -> int:
+    """Run a net and the net folded from it in an engine, and compare their blobs."""
+    from caffe_fold.verification.run import verify as verify_files
+
+    files = ("model", "weights", "folded_model", "folded_weights")
+    paths = [options.pop(name) for name in files]
+    result = verify_files(*paths, rounds=_ROUNDS if is_timed else 0, **options)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(result.to_dict(), indent=2))
+    elif not (quiet and result.passed):
+        click.echo(result.to_text(0 if quiet else 20))
+    return 0 if result.passed else 1
 
 
 @cli.command()

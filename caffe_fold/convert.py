@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from caffe_fold.affine import Refused
 from caffe_fold.caffemodel import Caffemodel
@@ -34,6 +35,9 @@ from caffe_fold.rewrite_prototxt import rewrite_prototxt
 from caffe_fold.summary import Files, summary
 from caffe_fold.weights_files import WeightsFile, opened_weights
 
+if TYPE_CHECKING:
+    from caffe_fold.verification.result import Verification
+
 __all__ = ["fold"]
 
 
@@ -50,6 +54,7 @@ class _Job:
     choices: Choices
     engine_caffe: bool
     check: bool
+    verify: Mapping[str, Any] | None
 
 
 def fold(
@@ -72,6 +77,7 @@ def fold(
     engine_caffe: bool = False,
     dry_run: bool = False,
     check: bool = True,
+    verify: Mapping[str, Any] | None = None,
 ) -> Report:
     """Fold a Caffe net and write the folded prototxt and caffemodel.
 
@@ -101,17 +107,23 @@ def fold(
     :param dry_run: plan and compute, and write nothing.
     :param check: re-read what was written and compare it with the original before it
         gets its name.
+    :param verify: where it is given, even if empty, both nets are run in an engine and
+        compared before the result gets its name; it holds the options of ``verify``.
     :returns: what was folded, what stayed and why.
     :raises InputError: if an input is not what it has to be; the file and the place are
         named. PrototxtError and CaffemodelError are kinds of it.
     :raises OutputError: if the outputs cannot be written.
     :raises CheckError: if what was written is not what was planned.
+    :raises VerifyError: if the folded net computes something else.
+    :raises EngineMissing: if it was to be verified, and no engine is there.
 
     Whatever is raised, the inputs are untouched and no output is left half done.
     """
     if input_shapes and not deploy:
         raise InputError("input shapes are for --deploy alone, which is not given")
     choices = Choices(assume_global_stats, bn_layout, bn_variance, weights_dtype, drop_quantization)
+    if verify is not None and dry_run:
+        raise InputError("a dry run writes nothing that could be verified; leave one of them out")
     kind = require_inputs(model, weights)
     outputs = resolve_outputs(model, weights, output_model, output_weights)
     net = read_net(open_prototxt(model))
@@ -129,7 +141,7 @@ def fold(
         if not allow_extra_weights:
             require_unfolded_pair(graph, caffemodel)
         kept = frozenset(_kept(graph, name) for name in keep)
-        job = _Job(graph, original, caffemodel, file, kept, choices, engine_caffe, check)
+        job = _Job(graph, original, caffemodel, file, kept, choices, engine_caffe, check, verify)
         return _until_computable(job, outputs, dry_run)
 
 
@@ -178,9 +190,22 @@ def _carry_out(job: _Job, facts: Facts, plan: Plan, outputs: Outputs, dry_run: b
         graph = _written_graph(job, plan, pair)
         job.file.write(job.model, pieces, pair.weights, graph)
         checked = _prove(job, plan, pair, graph) if job.check else None
+        verified = _verify(job, pair) if job.verify is not None else None
         after = replace(report.after, weights_bytes=os.path.getsize(pair.weights))
         pair.commit()
-    return replace(report, written=True, checked=checked, after=after)
+    return replace(report, written=True, checked=checked, after=after, verified=verified)
+
+
+def _verify(job: _Job, pair: TemporaryPair) -> Verification:
+    """Run the pair that is written, and has no name yet, against the original: with
+    ``deploy``, against the deploy net of the original."""
+    from caffe_fold.verification.hook import require_verified
+
+    document = job.graph.net.document
+    text = document.text.encode("latin-1")
+    given = None if text == job.original else text
+    files = (document.path, job.file.path)
+    return require_verified(files, given, pair, job.graph.state, job.choices, job.verify or {})
 
 
 def _written_graph(job: _Job, plan: Plan, pair: TemporaryPair) -> Graph:

@@ -51,6 +51,16 @@ class StrictError(CaffeFoldError):
     exit_code: ClassVar[int] = 3
 
 
+class VerifyError(CaffeFoldError):
+    """The folded net does not compute what the original does; nothing was written."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class EngineMissing(CaffeFoldError):
+    """No engine is there that could run the nets; the message says what to install."""
+
+
 def show(name: str, limit: int = 200) -> str:
     """A name from a file, safe in a one-line message: printable and not too long.
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from caffe_fold.errors import show
+
+if TYPE_CHECKING:
+    from caffe_fold.verification.result import Verification
 
 __all__ = ["Absorbed", "Checked", "Counts", "Merged", "Note", "Report", "Stayed"]
 
@@ -71,7 +74,8 @@ class Checked:
 
 @dataclass(frozen=True)
 class Report:
-    """The result of ``fold``. ``checked`` is None where the proof was left out."""
+    """The result of ``fold``. ``checked`` is None where the proof was left out,
+    ``verified`` where no engine was asked."""
 
     model: str
     weights: str
@@ -87,6 +91,7 @@ class Report:
     before: Counts
     after: Counts
     checked: Checked | None
+    verified: Verification | None = None
 
     @property
     def explained_types(self) -> tuple[str, ...]:
@@ -106,7 +111,11 @@ class Report:
         """The report as plain data for JSON; every name is printable text."""
         from caffe_fold import __version__
 
-        return {"schema": SCHEMA, "version": __version__, **_printable(asdict(self))}
+        data = _printable(asdict(replace(self, verified=None)))
+        del data["verified"]
+        if self.verified is not None:
+            data["verified"] = self.verified.to_dict()
+        return {"schema": SCHEMA, "version": __version__, **data}
 
     def to_text(self) -> str:
         """The report for a person, a line each; its warnings are ``warnings``."""
@@ -153,6 +162,8 @@ def _summary(report: Report) -> list[str]:
             f"checked: {report.checked.layers} changed layers re-read and compared, largest "
             f"difference {report.checked.worst:.2f} of what rounding allows"
         )
+    if report.verified is not None:
+        lines.append(f"verified: {report.verified.verdict}")
     if report.written:
         lines.append(f"wrote {show(report.output_model)}")
         lines.append(f"wrote {show(report.output_weights)}")
