@@ -120,9 +120,29 @@ REAL = {
 }
 """Every prototxt, by folder and stem."""
 
-CAFFE_RUNS = ["cvjena_cnn-models/deploy", "shicai_MobileNet-Caffe/mobilenet_v2_deploy"]
-OPENCV_RUNS = ["chuanqi305_MobileNet-SSD/deploy", "soeaver_caffe-model/deploy_densenet121"]
-"""Those that an engine judges too: a few, as it takes its time."""
+CAFFE_RUNS = [
+    "KaimingHe_deep-residual-networks/ResNet-50-deploy",
+    "cvjena_cnn-models/deploy",
+    "intel_caffe/deploy",
+    "shicai_MobileNet-Caffe/mobilenet_deploy",
+    "shicai_MobileNet-Caffe/mobilenet_v2_deploy",
+]
+OPENCV_RUNS = [
+    "chuanqi305_MobileNet-SSD/deploy",
+    "soeaver_caffe-model/deploy_densenet121",
+    "soeaver_caffe-model/deploy_dpn92",
+    "soeaver_caffe-model/deploy_inception-resnet-v2",
+    "soeaver_caffe-model/deploy_inception-v3",
+    "soeaver_caffe-model/deploy_inception-v4",
+    "soeaver_caffe-model/deploy_resnet101-v2",
+    "soeaver_caffe-model/deploy_resnet50",
+    "soeaver_caffe-model/deploy_resnext50-32x4d",
+    "soeaver_caffe-model/deploy_vgg16bn-pytorch",
+    "soeaver_caffe-model/deploy_xception",
+]
+"""Those of which an engine knows the layers. Not among them: train nets, which no engine
+loads without data; templates; NVIDIA's, SegNet's and PSPNet's layers; SE-ResNet, whose
+Axpy OpenCV computes as ``a * y + x``; what has nothing to fold."""
 
 
 def path_of(name: str) -> Path:
