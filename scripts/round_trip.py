@@ -48,9 +48,8 @@ largest value. Up to {tolerance:g} is right.
 """
 
 NOTES = """
-Where MNN is above that, it is MNN's own: on retinaface_mnet_nnie its unfolded net is 3.1e-4 and
-its folded net 3.7e-4 away from OpenCV's unfolded one in the same blob, and real Caffe finds the
-folded net equal to 6.6e-6.
+A bold cell is above that. Where OpenCV and Caffe find the same folded net right, the difference is
+the toolchain's own.
 """
 
 PEERS = """

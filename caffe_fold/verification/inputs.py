@@ -63,7 +63,7 @@ def input_shapes(side: Side, given: Mapping[str, Shape]) -> dict[int, Shape]:
     for blob in given:
         if blob not in graph.last:
             hint = closest(blob, names)
-            raise InputError(f"--input-shape: no blob is named '{show(blob)}'{hint}")
+            raise InputError(f"in an input shape, no blob is named '{show(blob)}'{hint}")
     found: dict[int, Shape] = {}
     batch = next((shape[0] for shape in given.values()), 1)
     orphans = set(side.orphans())
@@ -77,7 +77,7 @@ def input_shapes(side: Side, given: Mapping[str, Shape]) -> dict[int, Shape]:
         elif value not in orphans and graph.readers[value]:
             raise InputError(
                 f"{show(side.model, 1000)}: the input '{show(blob)}' has no shape; give it by "
-                f"--input-shape {show(blob)}=1,3,224,224"
+                f"--input-shape {show(blob)}=1,3,224,224 (--verify-input-shape where fold verifies)"
             )
     return found
 
