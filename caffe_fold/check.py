@@ -23,7 +23,7 @@ from caffe_fold.net import Layer
 from caffe_fold.plan import Fold, Merge, Plan
 from caffe_fold.report import Checked
 
-__all__ = ["check_graph", "check_values"]
+__all__ = ["check_graph", "check_values", "parameters"]
 
 Array = NDArray[np.float64]
 
@@ -67,7 +67,7 @@ def check_graph(plan: Plan, old: Graph, new: Graph) -> None:
             raise CheckError(
                 f"layer '{show(before.name)}' of the written prototxt is {found}, not {planned}"
             )
-        if at not in merged and _rest(old, before) != _rest(new, layer):
+        if at not in merged and parameters(old, before) != parameters(new, layer):
             raise CheckError(
                 f"layer '{show(before.name)}' of the written prototxt has other parameters; "
                 "nothing was written. Please report this"
@@ -78,8 +78,9 @@ def check_graph(plan: Plan, old: Graph, new: Graph) -> None:
 _CHANGING = frozenset(("bottom", "top", "bias_term", "engine", "quantization_param", "param"))
 
 
-def _rest(graph: Graph, layer: Layer) -> list[str]:
-    """What a layer's text says beside that: names and values, level by level."""
+def parameters(graph: Graph, layer: Layer) -> list[str]:
+    """What a layer's text says beside what folding may change: names and values, level by
+    level."""
     document, found, level = graph.net.document, [], list(layer.fields)
     while level:
         level = [field for field in level if field.name not in _CHANGING]

@@ -388,6 +388,7 @@ def verification(**changes: object) -> Verification:
         "tolerance": 1e-4,
         "samples": 1,
         "passed": False,
+        "differences": (),
         "blobs": (
             result("bad", math.inf, False, "its shape is (1, 2) in the folded net"),
             result("good", 1e-6),

@@ -20,6 +20,8 @@ Array = NDArray[Any]
 _TINY = 1e-30
 
 
+_SQUASHED = 1e-2
+
 # A difference of their bottom becomes at most as large a one of their top, however small
 # their values are: the difference is judged by the largest value of the bottom.
 SQUASHING = frozenset(("Softmax", "Sigmoid", "TanH", "LogSoftmax"))
@@ -40,7 +42,8 @@ class Difference:
     @property
     def relative(self) -> float:
         """The difference as a part of the largest value, or of the reference."""
-        by = max(self.largest, self.reference)
+        # Large bottoms excuse no difference that is large for a number between -1 and 1.
+        by = self.largest if self.absolute > _SQUASHED else max(self.largest, self.reference)
         return self.absolute / by if by > _TINY else self.absolute
 
 
@@ -53,7 +56,9 @@ def differ(original: Array, folded: Array) -> Difference:
     finite = np.isfinite(a) & np.isfinite(b)
     if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
         return Difference(a.shape, math.inf, 0.0, "it holds numbers that are not finite")
-    if not finite.any():
+    if not finite.any() and a.size:
+        return Difference(a.shape, math.inf, 0.0, "it holds no finite number")
+    if not a.size:
         return Difference(a.shape, 0.0, 0.0)
     gap = float(np.abs(a[finite] - b[finite]).max())
     return Difference(a.shape, gap, float(max(np.abs(a[finite]).max(), np.abs(b[finite]).max())))

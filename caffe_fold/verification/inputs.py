@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +48,8 @@ class Wanted:
     def __post_init__(self) -> None:
         if self.channel_order not in CHANNEL_ORDERS:
             raise InputError(f"channel_order is {self.channel_order!r}; expected 'bgr' or 'rgb'")
+        if not all(map(math.isfinite, (*(self.mean or ()), *([self.scale] if self.scale else [])))):
+            raise InputError("mean and scale must be finite numbers")
         if self.samples < 1:
             raise InputError(f"samples is {self.samples}; expected 1 or more")
         if self.source is not None and self.samples > 1:
@@ -162,7 +166,11 @@ def _prepared(pixels: Array, mean: tuple[float, ...] | None, scale: float | None
                 f"--mean has {len(mean)} numbers and the input {pixels.shape[1]} channels"
             )
         pixels = pixels - np.asarray(mean, np.float32).reshape(-1, *[1] * (pixels.ndim - 2))
-    return np.asarray(pixels if scale is None else pixels * np.float32(scale), np.float32)
+    with np.errstate(over="ignore"):
+        found = np.asarray(pixels if scale is None else pixels * np.float32(scale), np.float32)
+    if not np.isfinite(found).all():
+        raise InputError("the input holds numbers that are not finite in float32")
+    return found
 
 
 def _given(shapes: Mapping[str, Shape], wanted: Wanted) -> dict[str, Array]:
@@ -195,8 +203,10 @@ def _load(source: str) -> dict[str | None, NDArray[Any]]:
         if isinstance(loaded, np.ndarray):
             return {None: loaded}
         with loaded:
+            if not loaded.files:
+                raise ValueError("it holds no arrays")
             return {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         words = " ".join(str(error).split())
         raise InputError(f"{show(source, 1000)} cannot be read: {show(words)}") from None
 

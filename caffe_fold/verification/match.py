@@ -84,6 +84,11 @@ class _Matcher:
         or read by nothing that is left."""
         known = self.a.graph.name_counts
         for layer in self.b.graph.layers:
+            if layer.bottoms and self.b.graph.name_counts[layer.name] > max(known[layer.name], 1):
+                raise InputError(
+                    f"{show(self.b.model, 1000)}: several layers are named '{show(layer.name)}'"
+                )
+        for layer in self.b.graph.layers:
             if layer.name not in known and layer.bottoms and not self._is_added(layer):
                 raise InputError(
                     f"{show(self.b.model, 1000)}: {self.b.graph.net.where(layer)} is not in "
@@ -100,7 +105,8 @@ class _Matcher:
     def _is_added(self, layer: Layer) -> bool:
         """Whether a layer may be new: the Softmax of a deploy net, for that in a loss."""
         read = {name for other in self.b.graph.layers for name in other.bottoms}
-        return layer.type == "Softmax" and read.isdisjoint(layer.tops)
+        losses = {la.name for la in self.a.graph.layers if la.type == "SoftmaxWithLoss"}
+        return layer.type == "Softmax" and read.isdisjoint(layer.tops) and not losses <= self.kept
 
     def _may_be_gone(self, at: int) -> bool:
         graph = self.a.graph

@@ -106,6 +106,8 @@ def _about(python: str) -> Any:
             raise EngineMissing(
                 f"{show(python, 1000)} has no pycaffe ({error}); {_NAME_IT}"
             ) from None
+        if not answer.exists():
+            raise EngineMissing(f"{show(python, 1000)} is no Python interpreter; {_NAME_IT}")
         return json.loads(answer.read_text("utf-8"))
 
 

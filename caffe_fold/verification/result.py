@@ -77,7 +77,8 @@ class Timing:
 @dataclass(frozen=True)
 class Verification:
     """The result of ``verify``. ``how`` is "whole", "rewritten" (whole, with layers of
-    forks and data layers replaced by their equals) or "parts"."""
+    forks and data layers replaced by their equals) or "parts". ``differences`` says what is
+    not the same beside what folding changes, a sentence each; each is a failure."""
 
     model: str
     weights: str
@@ -88,6 +89,7 @@ class Verification:
     tolerance: float
     samples: int
     passed: bool
+    differences: tuple[str, ...]
     blobs: tuple[BlobResult, ...]
     incomparable: tuple[Skipped, ...]
     coverage: Coverage
@@ -109,6 +111,8 @@ class Verification:
             found += f", {show(worst.blob)}: {worst.problem}"
         elif worst is not None:
             found += f", {show(worst.blob)} most, by {worst.relative:.1e}"
+        if self.differences:
+            found += f"; {self.differences[0]}"
         how = {"whole": "whole", "rewritten": "whole, rewritten", "parts": "in parts"}[self.how]
         samples = f"{self.samples} sample{'s' if self.samples > 1 else ''}"
         return f"{found} (tolerance {self.tolerance:g}; {self.engine}, {how}, {samples})"
@@ -177,7 +181,8 @@ def _row(blob: BlobResult) -> str:
 
 def _summary(result: Verification) -> list[str]:
     cover = result.coverage
-    lines = [f"note  {note}" for note in result.notes]
+    lines = [f"FAIL  {sentence}" for sentence in result.differences]
+    lines += [f"note  {note}" for note in result.notes]
     if result.how == "parts":
         lines.append(
             f"covered {cover.compared} of {cover.layers} layers of the folded net: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from caffe_fold.verification.result import Coverage, Skipped, Verification
 from caffe_fold.verification.run_parts import in_parts
 from caffe_fold.verification.session import Outcome, Session, measure, run_section
 from caffe_fold.verification.sides import Files, Side, open_side
+from caffe_fold.verification.structure import differences
 from caffe_fold.verification.text import is_retyped, standard_type
 
 __all__ = ["verify"]
@@ -88,8 +90,8 @@ def verify(
     shapes = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
     means = None if mean is None else tuple(mean)
     wanted = Wanted(input, means, scale, channel_order, samples, seed, shapes)
-    if not tolerance >= 0:
-        raise InputError(f"tolerance is {tolerance}; expected 0 or more")
+    if not 0 <= tolerance < math.inf:
+        raise InputError(f"tolerance is {tolerance}; expected a number of 0 or more")
     choices = Choices(assume_global_stats, bn_layout, bn_variance)
     engines = engines_for(engine, caffe_python)
     state = State("TEST", level or 0, frozenset(stages))
@@ -102,6 +104,10 @@ def verify(
         _require_blobs(folded, skip)
         session = Session(original, folded, wanted, tolerance, tuple(skip), folder)
         return _verify(session, engines, rounds)
+
+
+# How an engine's refusal begins where it lacks a layer, and no input would help.
+UNKNOWN = "it does not know"
 
 
 @contextlib.contextmanager
@@ -141,6 +147,10 @@ def _verify(session: Session, engines: Sequence[Engine], rounds: int) -> Verific
                 reasons.append(str(error))
                 continue
             return _result(session, matching, outcome, rounds, [])
+    if (session.wanted.source or session.wanted.shapes) and not orphans:
+        misfits = [reason for reason in reasons if UNKNOWN not in reason]
+        if misfits:
+            raise InputError(f"the net does not run with the input given: {misfits[0]}")
     outcome = in_parts(session, engines, matching, shapes, reasons)
     return _result(session, matching, outcome, rounds, reasons)
 
@@ -159,7 +169,7 @@ def _run_whole(
     types = {standard_type(layer) for side in sides for layer in side.graph.layers if layer.bottoms}
     unknown = sorted(types - engine.known())
     if unknown:
-        raise EngineError(f"it does not know {', '.join(map(show, unknown[:5]))}")
+        raise EngineError(f"{UNKNOWN} {', '.join(map(show, unknown[:5]))}")
     if complaint is not None and all(map(_is_standard, sides)):
         raise complaint
     return run_section(session, engine, section, "net", as_is=False)
@@ -198,6 +208,7 @@ def _result(
             notes.append("no time was taken, since no engine runs the net whole")
         else:
             timing = measure(session, outcome, rounds)
+    wrong = differences(a, b, matching)
     dead = sum(blob.largest == 0 and not blob.problem for blob in blobs)
     if dead:
         be = "blob is" if dead == 1 else "blobs are"
@@ -211,7 +222,8 @@ def _result(
         how=outcome.how,
         tolerance=session.tolerance,
         samples=session.wanted.samples,
-        passed=bool(blobs) and all(blob.passed for blob in blobs),
+        passed=bool(blobs) and all(blob.passed for blob in blobs) and not wrong,
+        differences=wrong,
         blobs=tuple(blobs),
         incomparable=tuple(Skipped(i.blob, i.reason) for i in matching.incomparable),
         coverage=_coverage(session, matching, outcome),
