@@ -54,6 +54,7 @@ def test_the_right_net_passes(four: Four) -> None:
         ('bottom: "p"\n  bottom: "conv"', 'bottom: "p"', "'sum' reads"),
         ('type: "PReLU"', 'type: "Foo"', "'prelu' is a PReLU and a Foo"),
         ('type: "InnerProduct"', 'type: "TanH"', "'ip' is a InnerProduct and a TanH"),
+        ("dim: 6 dim: 6", "dim: 8 dim: 8", "the input 'data' has the shape"),
         ("size: 2", "size: 7", "'odd' has other parameters"),
         ('type: "Odd"\n  bottom: "p"', 'type: "Odd"\n  bottom: "data"', "'odd' reads"),
         ('top: "ip"', 'top: "zzz"', "the output 'ip' is not in the folded net"),

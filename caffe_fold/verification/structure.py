@@ -16,6 +16,7 @@ from caffe_fold.errors import show
 from caffe_fold.needs import is_loss
 from caffe_fold.net import Layer
 from caffe_fold.verification.match import Matching, Pair
+from caffe_fold.verification.shapes import stated
 from caffe_fold.verification.sides import Side
 
 __all__ = ["differences"]
@@ -46,7 +47,21 @@ class _Comparison:
             place = self.a.places.get(layer.name)
             if layer.bottoms and place is not None:
                 yield from self._layer(at, place)
+        yield from self._input_shapes()
         yield from self._outputs()
+
+    def _input_shapes(self) -> Iterator[str]:
+        """An input that both nets have must have one shape. Data layers have none."""
+        sources = {self.a.graph.values[v].blob: v for v in self.a.sources()}
+        for value in self.b.sources():
+            blob = self.b.graph.values[value].blob
+            if blob in sources:
+                shapes = [stated(self.a, sources[blob]), stated(self.b, value)]
+                if None not in shapes and shapes[0] != shapes[1]:
+                    yield (
+                        f"the input '{show(blob)}' has the shape {shapes[0]} and in the folded "
+                        f"net {shapes[1]}"
+                    )
 
     def _layer(self, at: int, place: int) -> Iterator[str]:
         new, old = self.b.graph.layers[at], self.a.graph.layers[place]
