@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,17 +95,12 @@ def test_a_folded_net_passes(tmp_path: Path) -> None:
     assert result.coverage.folds == 3
 
 
+@pytest.mark.usefixtures("real_caffe")
 def test_real_caffe_says_the_same(tmp_path: Path) -> None:
-    need_caffe()
     result = folded(chain(), tmp_path).verify(engine="caffe")
     assert result.passed
     assert result.engine.startswith("Caffe")
     assert len(result.blobs) == 5
-
-
-def need_caffe() -> None:
-    if not os.environ.get("CAFFE_FOLD_CAFFE_PYTHON"):
-        pytest.skip("CAFFE_FOLD_CAFFE_PYTHON names no interpreter that has pycaffe.")
 
 
 def test_a_run_that_went_forward_in_place_leaves_a_name_not_comparable(tmp_path: Path) -> None:
@@ -331,16 +325,16 @@ def test_a_real_net_verifies(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["hyperlpr_segfree_inception", "landmark106", "residual_haoliu"])
+@pytest.mark.usefixtures("real_caffe")
 def test_a_real_net_verifies_in_real_caffe(name: str, tmp_path: Path) -> None:
-    need_caffe()
     result = real_pair(name, tmp_path).verify(engine="caffe", input_shapes=REAL[name].shapes)
     assert result.passed, result.to_text()
     folds = {blob.layer for blob in result.blobs if blob.stands_for}
     assert len(folds) == result.coverage.folds
 
 
+@pytest.mark.usefixtures("real_caffe")
 def test_auto_takes_the_engine_that_runs_a_net_whole(tmp_path: Path) -> None:
-    need_caffe()
     pair = real_pair("resnet20_nhzlx", tmp_path)
     result = pair.verify(input_shapes={"Data1": (2, 3, 28, 28)})
     assert result.how == "rewritten"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -210,9 +209,8 @@ def test_a_missing_caffe_is_one_line(tmp_path: Path, run: Run, monkeypatch: Patc
         assert says in err
 
 
+@pytest.mark.usefixtures("real_caffe")
 def test_real_caffe_runs_by_the_environment(tmp_path: Path, run: Run) -> None:
-    if not os.environ.get("CAFFE_FOLD_CAFFE_PYTHON"):
-        pytest.skip("CAFFE_FOLD_CAFFE_PYTHON names no interpreter that has pycaffe.")
     made(tmp_path)
     run(*fold(tmp_path))
     code, out, _ = run("verify", *files(tmp_path), "--engine", "caffe", "--time")
