@@ -106,15 +106,19 @@ class OpenCV:
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
         """OpenCV's complaints as errors on one line, and not on standard error, too."""
-        logging = self.cv2.utils.logging
+        # Newer releases have it in a module, older ones at the top.
+        logging = getattr(self.cv2.utils, "logging", self.cv2)
         level = logging.getLogLevel()
-        logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+        logging.setLogLevel(_SILENT)
         try:
             yield
         except (self.cv2.error, UnicodeError) as error:
             raise EngineError(_said(error)) from None
         finally:
             logging.setLogLevel(level)
+
+
+_SILENT = 0  # LOG_LEVEL_SILENT of opencv2/core/utils/logger.defines.hpp
 
 
 def _found_as(output: tuple[str, str, int], known: set[str], tops: set[str]) -> str:
