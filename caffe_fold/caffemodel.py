@@ -192,12 +192,15 @@ class Caffemodel:
         """All values of a (small) blob in float64, 1-D."""
         return self.values(blob).astype(np.float64)
 
-    def same_values(self, a: Blob, b: Blob) -> bool:
-        """Whether two blobs have one shape and equal values, bit by bit."""
+    def same_values(self, a: Blob, b: Blob, other: Caffemodel | None = None) -> bool:
+        """Whether two blobs, ``b`` of another file if one is given, have one shape and
+        number type and equal values, bit by bit."""
         if (a.shape, a.storage, a.count) != (b.shape, b.storage, b.count):
             return False
+        # Not by ``chunks``, which end where the runs do, and a file may split those anyhow.
         return all(
-            self.values(a, at, at + _CHUNK).tobytes() == self.values(b, at, at + _CHUNK).tobytes()
+            self.values(a, at, at + _CHUNK).tobytes()
+            == (other or self).values(b, at, at + _CHUNK).tobytes()
             for at in range(0, a.count, _CHUNK)
         )
 

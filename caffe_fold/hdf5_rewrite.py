@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from caffe_fold.caffemodel import Blob, Caffemodel, Entry, name_text
 from caffe_fold.errors import InputError, show
@@ -16,21 +15,7 @@ from caffe_fold.hdf5_layers import blob_index, slabs
 
 __all__ = ["Rewrite"]
 
-_CHUNK = 1 << 17
 _TREES = (b"data", b"diff")
-
-
-def _chunks(model: Caffemodel, blob: Blob) -> Iterator[NDArray[Any]]:
-    for at in range(0, blob.count, _CHUNK):
-        yield model.values(blob, at, min(at + _CHUNK, blob.count))
-
-
-def _same(old: Caffemodel, a: Blob, new: Caffemodel, b: Blob) -> bool:
-    """Whether two blobs of two files are the same, bit by bit."""
-    if (a.shape, a.storage, a.count) != (b.shape, b.storage, b.count):
-        return False
-    pairs = zip(_chunks(old, a), _chunks(new, b))
-    return all(one.tobytes() == other.tobytes() for one, other in pairs)
 
 
 class Rewrite:
@@ -55,7 +40,9 @@ class Rewrite:
         """The indexes of a layer's blobs that are new, different or gone."""
         before = self.old_entries[entry.name].blobs if entry.name in self.old_entries else ()
         after = entry.blobs
-        kept = {at for at, (a, b) in enumerate(zip(before, after)) if _same(old, a, self.new, b)}
+        kept = {
+            at for at, (a, b) in enumerate(zip(before, after)) if old.same_values(a, b, self.new)
+        }
         return frozenset(range(max(len(before), len(after)))) - kept
 
     def root(self, source: Any, target: Any) -> None:

@@ -108,12 +108,7 @@ def _require_same(planned: Caffemodel, found: Caffemodel, graph: Graph) -> None:
         pair = [model.by_name.get(layer.name, ()) for model in (planned, found)]
         one, other = (entries[-1].blobs if entries else () for entries in pair)
         is_same = len(one) == len(other) and all(
-            a.shape == b.shape
-            and all(
-                x.tobytes() == y.tobytes()
-                for x, y in zip(planned.chunks(a, 0, a.count), found.chunks(b, 0, b.count))
-            )
-            for a, b in zip(one, other)
+            planned.same_values(a, b, found) for a, b in zip(one, other)
         )
         if not is_same:
             raise CheckError(

@@ -372,4 +372,5 @@ def test_values_are_read_in_pieces(tmp_path: Path) -> None:
             assert len(list(model.chunks(blob, 0, blob.count))) > 1
             assert np.array_equal(model.values(blob), values)
             assert np.array_equal(model.values(blob, 262_100, 524_300), values[262_100:524_300])
-        assert model.same_values(*model.entries[0].blobs)
+        first, second = model.entries[0].blobs
+        assert model.same_values(first, second)

@@ -118,13 +118,7 @@ class _Comparison:
         if one is None or other is None:
             return one is other
         return len(one.blobs) == len(other.blobs) and all(
-            x.shape == y.shape
-            and all(
-                p.tobytes() == q.tobytes()
-                for p, q in zip(
-                    self.b.caffemodel.chunks(x, 0, x.count), self.a.caffemodel.chunks(y, 0, y.count)
-                )
-            )
+            self.b.caffemodel.same_values(x, y, self.a.caffemodel)
             for x, y in zip(one.blobs, other.blobs)
         )
 
