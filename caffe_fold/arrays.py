@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from caffe_fold.affine import AffineMap
-from caffe_fold.arithmetic import Folding
-from caffe_fold.linear import Layout
+from caffe_fold.layers.affine import AffineMap
+from caffe_fold.layers.linear import Layout
+from caffe_fold.writing.arithmetic import Folding
 
 __all__ = ["fold_weights"]
 

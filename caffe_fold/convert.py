@@ -7,33 +7,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from caffe_fold.affine import Refused
-from caffe_fold.caffemodel import Caffemodel
-from caffe_fold.check import check_graph, check_values
 from caffe_fold.choices import Choices
 from caffe_fold.errors import CheckError, InputError, Path, show
-from caffe_fold.facts import Facts
-from caffe_fold.folded_values import Blocked
-from caffe_fold.graph import Graph, build
 from caffe_fold.hints import closest
 from caffe_fold.inputs import open_prototxt, require_inputs
-from caffe_fold.net import State, read_net
-from caffe_fold.outputs import (
+from caffe_fold.layers.affine import Refused
+from caffe_fold.nets.graph import Graph, build
+from caffe_fold.nets.net import State, read_net
+from caffe_fold.nets.prototxt import parse
+from caffe_fold.planning.facts import Facts
+from caffe_fold.planning.pairing import require_unfolded_pair
+from caffe_fold.planning.plan import Plan
+from caffe_fold.planning.planner import Planner
+from caffe_fold.report import Checked, Report
+from caffe_fold.summary import Files, summary
+from caffe_fold.weights.caffemodel import Caffemodel
+from caffe_fold.weights_files import WeightsFile, opened_weights
+from caffe_fold.writing.check import check_graph, check_values
+from caffe_fold.writing.folded_values import Blocked
+from caffe_fold.writing.outputs import (
     Outputs,
     TemporaryPair,
     resolve_outputs,
     temporary_pair,
     write_pieces,
 )
-from caffe_fold.pairing import require_unfolded_pair
-from caffe_fold.plan import Plan
-from caffe_fold.planner import Planner
-from caffe_fold.prototxt import parse
-from caffe_fold.report import Checked, Report
-from caffe_fold.rewrite_caffemodel import rewrite_caffemodel
-from caffe_fold.rewrite_prototxt import rewrite_prototxt
-from caffe_fold.summary import Files, summary
-from caffe_fold.weights_files import WeightsFile, opened_weights
+from caffe_fold.writing.rewrite_caffemodel import rewrite_caffemodel
+from caffe_fold.writing.rewrite_prototxt import rewrite_prototxt
 
 if TYPE_CHECKING:
     from caffe_fold.verification.result import Verification
@@ -147,7 +147,7 @@ def fold(
 
 def _deployed(graph: Graph, model: Caffemodel, shapes: Mapping[str, Sequence[int]]) -> Graph:
     """The graph of the deploy net of a net."""
-    from caffe_fold.deploy import deployed
+    from caffe_fold.deploying.deploy import deployed
 
     document = graph.net.document
     text = deployed(graph, model, {name: tuple(shape) for name, shape in shapes.items()})

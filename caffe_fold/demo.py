@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from caffe_fold import caffe_pb2
-from caffe_fold.wire import length_field
+from caffe_fold.weights.wire import length_field
 
 __all__ = ["write_demo"]
 

@@ -6,7 +6,7 @@ import os
 import stat
 
 from caffe_fold.errors import InputError, Path, show
-from caffe_fold.prototxt import Document, parse
+from caffe_fold.nets.prototxt import Document, parse
 
 __all__ = ["open_prototxt", "require_inputs"]
 

@@ -96,14 +96,14 @@ class Report:
     @property
     def explained_types(self) -> tuple[str, ...]:
         """The types whose layers are counted and explained."""
-        from caffe_fold.plan import EXPLAINED
+        from caffe_fold.planning.plan import EXPLAINED
 
         return EXPLAINED
 
     @property
     def left(self) -> int:
         """How many normalising layers are left."""
-        from caffe_fold.affine import AFFINE
+        from caffe_fold.layers.affine import AFFINE
 
         return sum(self.after.by_type.get(t, 0) for t, kind in AFFINE.items() if kind.normalises)
 

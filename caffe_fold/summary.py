@@ -8,18 +8,18 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from caffe_fold.affine import AFFINE
-from caffe_fold.entries import Piece
 from caffe_fold.errors import Path, show
-from caffe_fold.facts import AffineLayer, Facts
 from caffe_fold.hints import closest
-from caffe_fold.linear import LINEAR
-from caffe_fold.net import Layer
-from caffe_fold.outputs import Outputs
-from caffe_fold.pairing import extra_layers
-from caffe_fold.plan import Plan
+from caffe_fold.layers.affine import AFFINE
+from caffe_fold.layers.linear import LINEAR
+from caffe_fold.nets.net import Layer
+from caffe_fold.planning.facts import AffineLayer, Facts
+from caffe_fold.planning.pairing import extra_layers
+from caffe_fold.planning.plan import Plan
 from caffe_fold.report import Absorbed, Counts, Merged, Note, Report, Stayed
-from caffe_fold.rewrite_prototxt import twins
+from caffe_fold.writing.entries import Piece
+from caffe_fold.writing.outputs import Outputs
+from caffe_fold.writing.rewrite_prototxt import twins
 
 __all__ = ["Files", "summary"]
 
@@ -284,7 +284,7 @@ def _other_states(facts: Facts, plan: Plan) -> Iterator[Note]:
 
 def _data_layers(facts: Facts) -> Iterator[Note]:
     """A net that still reads a data set is no deploy net."""
-    from caffe_fold.needs import data_layers
+    from caffe_fold.deploying.needs import data_layers
 
     names = [layer.name for layer in data_layers(facts.graph)]
     if names:

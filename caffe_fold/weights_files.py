@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Union
 
-from caffe_fold.caffemodel import Caffemodel
-from caffe_fold.entries import Piece, Span
 from caffe_fold.errors import CheckError, Path, show
-from caffe_fold.graph import Graph
-from caffe_fold.outputs import write_pieces
+from caffe_fold.nets.graph import Graph
+from caffe_fold.weights.caffemodel import Caffemodel
+from caffe_fold.writing.entries import Piece, Span
+from caffe_fold.writing.outputs import write_pieces
 
 __all__ = ["WeightsFile", "opened_weights"]
 
@@ -65,7 +65,7 @@ class Hdf5Weights:
         self, model: Caffemodel, pieces: Sequence[Piece], target: FilePath, graph: Graph
     ) -> None:
         """Write the folded weights as HDF5; unchanged ones byte for byte."""
-        from caffe_fold.hdf5 import from_caffemodel
+        from caffe_fold.weights.hdf5 import from_caffemodel
 
         copied = sum(piece.size for piece in pieces if isinstance(piece, Span))
         if copied == model.source.size == sum(piece.size for piece in pieces):
@@ -93,7 +93,7 @@ class Hdf5Weights:
     def _opened(
         self, source: Path, name: str, owners: dict[tuple[str, int], tuple[str, int]]
     ) -> Caffemodel:
-        from caffe_fold.hdf5 import to_caffemodel
+        from caffe_fold.weights.hdf5 import to_caffemodel
 
         to_caffemodel(source, self.scratch / name, owners)
         return Caffemodel.open(self.scratch / name)

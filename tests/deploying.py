@@ -10,11 +10,11 @@ import numpy.typing as npt
 from support import netdef
 from support.nets import Net
 
-from caffe_fold.caffemodel import Caffemodel
-from caffe_fold.deploy import data_layers, deployed
-from caffe_fold.graph import build
-from caffe_fold.net import State, read_net
-from caffe_fold.prototxt import parse
+from caffe_fold.deploying.deploy import data_layers, deployed
+from caffe_fold.nets.graph import build
+from caffe_fold.nets.net import State, read_net
+from caffe_fold.nets.prototxt import parse
+from caffe_fold.weights.caffemodel import Caffemodel
 
 Shapes = Mapping[str, tuple[int, ...]]
 

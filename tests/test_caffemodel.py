@@ -16,9 +16,9 @@ from support.nets import Net
 from support.weights import read_blob
 
 from caffe_fold import caffe_pb2
-from caffe_fold.caffemodel import Blob, Caffemodel, Form, Storage
 from caffe_fold.errors import CaffemodelError
-from caffe_fold.wire import length_field, tag_bytes, varint_bytes
+from caffe_fold.weights.caffemodel import Blob, Caffemodel, Form, Storage
+from caffe_fold.weights.wire import length_field, tag_bytes, varint_bytes
 
 QUICK = settings(
     deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60

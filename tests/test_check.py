@@ -15,21 +15,10 @@ import pytest
 from click.testing import CliRunner
 from support.nets import Net
 
-from caffe_fold import (
-    CheckError,
-    affine,
-    arithmetic,
-    cli,
-    convert,
-    entries,
-    fold,
-    folded_values,
-    linear,
-    outputs,
-    planner,
-    rewrite_prototxt,
-    weights_files,
-)
+from caffe_fold import CheckError, cli, convert, fold, weights_files
+from caffe_fold.layers import affine, linear
+from caffe_fold.planning import planner
+from caffe_fold.writing import arithmetic, entries, folded_values, outputs, rewrite_prototxt
 
 Patch = pytest.MonkeyPatch
 

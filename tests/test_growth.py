@@ -14,8 +14,9 @@ from support.nets import Net
 from support.wire import run
 
 import caffe_fold
-from caffe_fold import planner, runs, wire
-from caffe_fold.caffemodel import Caffemodel
+from caffe_fold.planning import planner, runs
+from caffe_fold.weights import wire
+from caffe_fold.weights.caffemodel import Caffemodel
 
 C = 2
 WEIGHT, ONES = np.ones((C, C, 1, 1)), np.ones(C)

@@ -23,10 +23,10 @@ from support.nets import Net
 from support.weights import read_weights
 
 import caffe_fold
-from caffe_fold.caffemodel import Caffemodel
 from caffe_fold.errors import InputError, OutputError
-from caffe_fold.hdf5 import Owners, from_caffemodel, to_caffemodel
-from caffe_fold.hdf5_layers import slabs
+from caffe_fold.weights.caffemodel import Caffemodel
+from caffe_fold.weights.hdf5 import Owners, from_caffemodel, to_caffemodel
+from caffe_fold.weights.hdf5_layers import slabs
 
 Array = NDArray[Any]
 Blobs = dict[str, dict[int, Array]]
@@ -737,9 +737,9 @@ def test_unwritable_target(tmp_path: Path) -> None:
 
 FULL = """
 import resource, sys
-from caffe_fold.caffemodel import Caffemodel
+from caffe_fold.weights.caffemodel import Caffemodel
 from caffe_fold.errors import OutputError
-from caffe_fold.hdf5 import from_caffemodel
+from caffe_fold.weights.hdf5 import from_caffemodel
 
 weights, caffemodel, target = sys.argv[1:]
 with Caffemodel.open(caffemodel) as model:

@@ -61,7 +61,7 @@ def test_hdf5_weights_fold_to_hdf5_weights(tmp_path: Path, call: Call) -> None:
         assert sorted(file["data"]) == sorted(set(file["data"]) - {"conv/bn"})
         assert "bn" not in file["data/conv"]
         assert file["data/conv/1"].shape == (4,)
-    from caffe_fold.hdf5 import to_caffemodel
+    from caffe_fold.weights.hdf5 import to_caffemodel
 
     again = tmp_path / "again.caffemodel"
     to_caffemodel(written, again)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from caffe_fold import caffe_pb2
 from caffe_fold.errors import InputError, PrototxtError
-from caffe_fold.net import Layer, Net, State, read_net, selected
-from caffe_fold.prototxt import parse
+from caffe_fold.nets.net import Layer, Net, State, read_net, selected
+from caffe_fold.nets.prototxt import parse
 
 
 def net_of(text: str | bytes) -> Net:

@@ -14,8 +14,8 @@ from support import prototext
 
 from caffe_fold import caffe_pb2
 from caffe_fold.errors import PrototxtError
-from caffe_fold.net import read_net
-from caffe_fold.prototxt import (
+from caffe_fold.nets.net import read_net
+from caffe_fold.nets.prototxt import (
     Document,
     Edit,
     Field,

@@ -11,7 +11,8 @@ from folding import Folded, absorbed, fold_net
 from support.nets import Array, Net, NetLayer
 from support.wire import BlobFormat
 
-from caffe_fold import CheckError, arithmetic, fold
+from caffe_fold import CheckError, fold
+from caffe_fold.writing import arithmetic
 
 C, N = 3, 4
 WEIGHT = 'param { name: "w" }'

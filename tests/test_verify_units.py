@@ -16,7 +16,7 @@ from support.nets import Net
 import caffe_fold
 from caffe_fold.choices import Choices
 from caffe_fold.errors import InputError
-from caffe_fold.net import State
+from caffe_fold.nets.net import State
 from caffe_fold.verification.compare import SQUASHING, Difference, differ, worst
 from caffe_fold.verification.cut import folds_alone, parts
 from caffe_fold.verification.detections import differ_in_rows, is_detections

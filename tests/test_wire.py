@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from caffe_fold import wire
 from caffe_fold.errors import CaffemodelError
+from caffe_fold.weights import wire
 
 NUMBERS = st.integers(1, 2**29 - 1)
 INTEGERS = st.one_of(st.integers(0, 300), st.integers(0, 2**64 - 1))

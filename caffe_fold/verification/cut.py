@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from caffe_fold.affine import Refused
+from caffe_fold.layers.affine import Refused
 from caffe_fold.verification.match import Matching, Pair
 from caffe_fold.verification.shapes import Shape, infer
 from caffe_fold.verification.sides import Side

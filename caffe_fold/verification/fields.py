@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from caffe_fold.net import Layer
-from caffe_fold.prototxt import Document, Field
+from caffe_fold.nets.net import Layer
+from caffe_fold.nets.prototxt import Document, Field
 
 __all__ = ["Fields", "fields_of"]
 

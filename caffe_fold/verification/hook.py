@@ -11,10 +11,10 @@ from typing import Any
 
 from caffe_fold.choices import Choices
 from caffe_fold.errors import Path, VerifyError
-from caffe_fold.net import State
-from caffe_fold.outputs import TemporaryPair
+from caffe_fold.nets.net import State
 from caffe_fold.verification.result import Verification
 from caffe_fold.verification.run import verify
+from caffe_fold.writing.outputs import TemporaryPair
 
 __all__ = ["require_verified"]
 

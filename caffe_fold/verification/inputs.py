@@ -102,7 +102,7 @@ def _of_data_layer(side: Side, value: int, batch: int) -> Shape | None:
 
 
 def _read_channels(side: Side, value: int) -> int | None:
-    from caffe_fold.affine import Refused
+    from caffe_fold.layers.affine import Refused
 
     for at, _ in side.graph.readers[value]:
         try:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from caffe_fold.affine import AFFINE
 from caffe_fold.errors import InputError, show
-from caffe_fold.linear import LINEAR
-from caffe_fold.net import Layer
+from caffe_fold.layers.affine import AFFINE
+from caffe_fold.layers.linear import LINEAR
+from caffe_fold.nets.net import Layer
 from caffe_fold.verification.sides import Side
 
 __all__ = ["Incomparable", "Matching", "Pair", "match"]

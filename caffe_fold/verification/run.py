@@ -11,7 +11,7 @@ from pathlib import Path as FilePath
 
 from caffe_fold.choices import Choices
 from caffe_fold.errors import EngineMissing, InputError, Path, show
-from caffe_fold.net import State
+from caffe_fold.nets.net import State
 from caffe_fold.verification.cut import whole
 from caffe_fold.verification.engine import Engine, EngineError
 from caffe_fold.verification.engines import engines_for

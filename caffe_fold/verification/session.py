@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from caffe_fold.affine import Refused
+from caffe_fold.layers.affine import Refused
 from caffe_fold.verification.compare import SQUASHING, differ, worst
 from caffe_fold.verification.cut import Section
 from caffe_fold.verification.detections import differ_in_rows, is_detections

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Optional
 
-from caffe_fold.net import Layer
+from caffe_fold.nets.net import Layer
 from caffe_fold.verification.fields import Fields, fields_of
 from caffe_fold.verification.sides import Side
 

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 
-from caffe_fold.caffemodel import Caffemodel, Entry, Form
 from caffe_fold.choices import Choices
 from caffe_fold.errors import Path
-from caffe_fold.facts import Facts
-from caffe_fold.graph import Graph, build
 from caffe_fold.inputs import open_prototxt, require_inputs
-from caffe_fold.net import Layer, State, read_net
+from caffe_fold.nets.graph import Graph, build
+from caffe_fold.nets.net import Layer, State, read_net
+from caffe_fold.planning.facts import Facts
+from caffe_fold.weights.caffemodel import Caffemodel, Entry, Form
 from caffe_fold.weights_files import opened_weights
 
 __all__ = ["Files", "Side", "open_side"]

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from caffe_fold.affine import AFFINE
-from caffe_fold.check import parameters
+from caffe_fold.deploying.needs import is_loss
 from caffe_fold.errors import show
-from caffe_fold.needs import is_loss
-from caffe_fold.net import Layer
+from caffe_fold.layers.affine import AFFINE
+from caffe_fold.nets.net import Layer
 from caffe_fold.verification.match import Matching, Pair
 from caffe_fold.verification.shapes import stated
 from caffe_fold.verification.sides import Side
+from caffe_fold.writing.check import parameters
 
 __all__ = ["differences"]
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from caffe_fold.affine import AFFINE, Refused
-from caffe_fold.batch_norm import standard_blobs
-from caffe_fold.linear import LINEAR
-from caffe_fold.net import Layer
-from caffe_fold.prototxt import Edit, Field
+from caffe_fold.layers.affine import AFFINE, Refused
+from caffe_fold.layers.batch_norm import standard_blobs
+from caffe_fold.layers.linear import LINEAR
+from caffe_fold.nets.net import Layer
+from caffe_fold.nets.prototxt import Edit, Field
 from caffe_fold.verification.engine import Job
 from caffe_fold.verification.shapes import Shape
 from caffe_fold.verification.sides import Side

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from caffe_fold.caffemodel import Blob, Caffemodel
-from caffe_fold.wire import LENGTH, VARINT, length_field, tag_bytes, varint_bytes
+from caffe_fold.weights.caffemodel import Blob, Caffemodel
+from caffe_fold.weights.wire import LENGTH, VARINT, length_field, tag_bytes, varint_bytes
 
 __all__ = ["Stored", "stored", "write_weights"]
 

@@ -1,0 +1,1 @@
+"""The deploy net of a net for training and testing."""

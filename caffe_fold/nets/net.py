@@ -1,0 +1,392 @@
+"""A net as its prototxt gives it: layers with their typed fields, phases and state.
+
+Layers stay tied to their span in the text. Of each layer only the fields that
+every layer has are read here; its hyper-parameters are parsed when somebody
+asks, by protobuf's ``text_format`` over the compiled schema, so that defaults
+and enums are Caffe's.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Callable, TypeVar
+
+from caffe_fold.errors import InputError, show
+from caffe_fold.nets.prototxt import Document, Field, literals, string_value
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    M = TypeVar("M", bound=Message)
+
+__all__ = ["Layer", "Net", "Parsed", "State", "read_net", "selected"]
+
+# UpgradeV1LayerType (BVLC, util/upgrade_proto.cpp); the other names follow from
+# their enum's: INNER_PRODUCT is InnerProduct.
+_V1_TYPES = {
+    "ABSVAL": "AbsVal",
+    "ARGMAX": "ArgMax",
+    "BN": "BN",
+    "BNLL": "BNLL",
+    "HDF5_DATA": "HDF5Data",
+    "HDF5_OUTPUT": "HDF5Output",
+    "LRN": "LRN",
+    "MVN": "MVN",
+    "PRELU": "PReLU",
+    "RELU": "ReLU",
+    "SOFTMAX_LOSS": "SoftmaxWithLoss",
+    "SPP": "SPP",
+    "TANH": "TanH",
+}
+
+
+@dataclass(frozen=True)
+class State:
+    """What decides which layers a net has: Caffe's NetState."""
+
+    phase: str = "TEST"
+    level: int = 0
+    stages: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of the file.
+
+    ``index`` is its place among all layers of the file; ``version`` is 2 for
+    ``layer``, 1 for ``layers`` and 0 for the ``layers { layer { } }`` before
+    them. ``params`` holds the sharing name of each parameter blob, or "".
+    """
+
+    index: int
+    version: int
+    field: Field
+    name: str
+    type: str
+    bottoms: tuple[str, ...]
+    tops: tuple[str, ...]
+    params: tuple[str, ...]
+    permissive: bool
+    has_loss_weight: bool
+    phase: str | None
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        return self.field.fields or ()
+
+    def all(self, name: str) -> list[Field]:
+        """The layer's fields of one name, in order."""
+        return [f for f in self.fields if f.name == name]
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A message read from the text, and the names in it that the schema lacks."""
+
+    message: Any
+    unknown: tuple[str, ...]
+    fields: tuple[Field, ...]
+
+    def unknown_fields(self, name: str) -> list[Field]:
+        """The fields of a name that the schema lacks."""
+        return [f for f in self.fields if f.name == name and name in self.unknown]
+
+
+@dataclass(frozen=True)
+class Net:
+    """A prototxt as a net. ``inputs`` are the net-level inputs with their shapes,
+    where given."""
+
+    document: Document
+    layers: tuple[Layer, ...]
+    inputs: tuple[tuple[str, tuple[int, ...] | None], ...]
+    state: State
+
+    def parsed(self, layer: Layer, name: str, message: type[M]) -> Parsed:
+        """A layer's message field, such as ``convolution_param``; empty if not there."""
+        fields = layer.all(name)
+        if len(fields) > 1:
+            raise self.document.error(
+                fields[1].start, f"{name!r} is given twice in layer '{show(layer.name)}'"
+            )
+        return _parse(self.document, fields[0] if fields else None, message)
+
+    def where(self, layer: Layer) -> str:
+        """A layer for a message: its name and line."""
+        return f"layer '{show(layer.name)}' (line {self.document.line(layer.field)})"
+
+
+def read_net(document: Document) -> Net:
+    """See a document as a net.
+
+    :raises PrototxtError: if it is a text of another kind, or a field that every
+        layer has is malformed.
+    """
+    fields = document.fields
+    kinds = {f.name for f in fields if f.name in ("layer", "layers")}
+    if len(kinds) == 2:
+        late = next(f for f in fields if f.name == "layers")
+        raise document.error(
+            late.start,
+            "the file has both 'layer' and 'layers' fields, of which Caffe ignores one kind; "
+            "expected one format (Caffe's upgrade_net_proto_text writes the newer)",
+        )
+    if not kinds:
+        _refuse_other_text(document)
+    spans = [field for field in fields if field.name in kinds]
+    layers = tuple(_layer(document, field, index) for index, field in enumerate(spans))
+    return Net(document, layers, _inputs(document), _state(document))
+
+
+_SOLVER_FIELDS = {"base_lr", "lr_policy", "train_net", "test_net", "net", "max_iter", "snapshot"}
+
+
+def _refuse_other_text(document: Document) -> None:
+    names = {f.name for f in document.fields}
+    path = show(str(document.path))
+    if names & _SOLVER_FIELDS:
+        nets = [f for f in document.fields if f.name in ("net", "train_net", "test_net")]
+        hint = f": {document.value(nets[0])}" if nets else ""
+        raise InputError(
+            f"{path}: this is a solver prototxt, not a net; give the net's own file{hint}"
+        )
+    found = f"found {', '.join(sorted(names)[:5])}" if names else "found no field at all"
+    raise InputError(f"{path}: not a net: it has no 'layer' field ({found})")
+
+
+def _layer(document: Document, field: Field, index: int) -> Layer:
+    if field.fields is None:
+        raise document.error(field.value_start, f"{field.name!r} takes a message in braces")
+    version = 2 if field.name == "layer" else 1
+    body = field.fields
+    nested = [f for f in body if f.name == "layer" and f.fields is not None]
+    if version == 1 and nested:
+        version, body = 0, nested[0].fields or ()
+    name = _one_string(document, body, "name")
+    return Layer(
+        index=index,
+        version=version,
+        field=field,
+        name=name,
+        type=_type(document, body, version),
+        bottoms=_strings(document, field.fields, "bottom"),
+        tops=_strings(document, field.fields, "top"),
+        params=_params(document, body, version),
+        permissive=_permissive(document, body),
+        has_loss_weight=_has_loss_weight(document, body),
+        phase=_phase(document, body),
+    )
+
+
+def _strings(document: Document, fields: tuple[Field, ...], name: str) -> tuple[str, ...]:
+    return tuple(string_value(document, f) for f in fields if f.name == name)
+
+
+def _one(document: Document, fields: tuple[Field, ...], name: str) -> Field | None:
+    found = [f for f in fields if f.name == name]
+    if len(found) > 1:
+        raise document.error(found[1].start, f"{name!r} is given twice; expected it once")
+    return found[0] if found else None
+
+
+def _one_string(document: Document, fields: tuple[Field, ...], name: str) -> str:
+    field = _one(document, fields, name)
+    return string_value(document, field) if field else ""
+
+
+def _type(document: Document, fields: tuple[Field, ...], version: int) -> str:
+    field = _one(document, fields, "type")
+    if field is None:
+        return ""
+    if version != 1:
+        return string_value(document, field)
+    raw = document.value(field).strip("\"'")
+    return _V1_TYPES.get(raw, "".join(word.capitalize() for word in raw.split("_")))
+
+
+def _params(document: Document, fields: tuple[Field, ...], version: int) -> tuple[str, ...]:
+    names = []
+    for field in fields:
+        if field.name == "param" and field.fields is None and version < 2:
+            names.append(string_value(document, field))
+        elif field.name == "param":
+            names.append(_one_string(document, field.fields or (), "name"))
+    return tuple(names)
+
+
+def _permissive(document: Document, fields: tuple[Field, ...]) -> bool:
+    modes = [f for p in fields if p.name == "param" for f in p.fields or ()]
+    modes += [f for f in fields if f.name == "blob_share_mode"]
+    return any(document.value(f) in ("PERMISSIVE", "1") for f in modes if "share_mode" in f.name)
+
+
+def _has_loss_weight(document: Document, fields: tuple[Field, ...]) -> bool:
+    """Whether any top has a loss weight other than zero, which reads that top."""
+    for field in fields:
+        if field.name == "loss_weight":
+            raw = re.sub(r"(?<=[0-9.])[fF]\Z", "", _canonical(document.value(field)))
+            try:
+                if float(raw) != 0:
+                    return True
+            except ValueError:
+                raise document.error(
+                    field.value_start, f"found '{show(raw, 40)}'; 'loss_weight' takes a number"
+                ) from None
+    return False
+
+
+def _phase(document: Document, fields: tuple[Field, ...]) -> str | None:
+    field = _one(document, fields, "phase")
+    if field is None:
+        return None
+    raw = document.value(field)
+    phase = {"TRAIN": "TRAIN", "TEST": "TEST", "0": "TRAIN", "1": "TEST"}.get(raw)
+    if phase is None:
+        raise document.error(
+            field.value_start, f"found '{show(raw, 40)}'; 'phase' is TRAIN or TEST"
+        )
+    return phase
+
+
+def _inputs(document: Document) -> tuple[tuple[str, tuple[int, ...] | None], ...]:
+    """The net-level inputs (UpgradeNetInput in BVLC's util/upgrade_proto.cpp): one
+    ``input_shape`` each, or four ``input_dim`` each."""
+    from caffe_fold import caffe_pb2
+
+    names = _strings(document, document.fields, "input")
+    shapes: list[tuple[int, ...]] = []
+    for field in document.fields:
+        if field.name == "input_shape":
+            shapes.append(tuple(_parse(document, field, caffe_pb2.BlobShape).message.dim))
+    dims = [document.value(f) for f in document.fields if f.name == "input_dim"]
+    if not shapes and all(d.isdigit() for d in dims):
+        shapes = [tuple(map(int, dims[i : i + 4])) for i in range(0, len(dims) - 3, 4)]
+    known: list[tuple[int, ...] | None] = [*shapes, *[None] * len(names)]
+    return tuple(zip(names, known))
+
+
+def _state(document: Document) -> State:
+    from caffe_fold import caffe_pb2
+
+    field = _one(document, document.fields, "state")
+    message = _parse(document, field, caffe_pb2.NetState).message
+    return State("TEST", message.level, frozenset(message.stage))
+
+
+def selected(net: Net, state: State) -> tuple[Layer, ...]:
+    """The layers of the net in one state (``Net::FilterNet`` in BVLC's net.cpp).
+
+    :raises PrototxtError: where a layer has both include and exclude rules, which
+        is fatal in Caffe.
+    """
+    return tuple(layer for layer in net.layers if _is_selected(net, layer, state))
+
+
+def _is_selected(net: Net, layer: Layer, state: State) -> bool:
+    from caffe_fold import caffe_pb2
+
+    rules = {
+        kind: [_parse(net.document, f, caffe_pb2.NetStateRule).message for f in layer.all(kind)]
+        for kind in ("include", "exclude")
+    }
+    if rules["include"] and rules["exclude"]:
+        raise net.document.error(
+            layer.field.start,
+            f"layer '{show(layer.name)}' has both 'include' and 'exclude' rules; "
+            "Caffe allows one kind in a layer",
+        )
+    if rules["include"]:
+        return any(_meets(state, rule) for rule in rules["include"])
+    return not any(_meets(state, rule) for rule in rules["exclude"])
+
+
+def _meets(state: State, rule: Any) -> bool:
+    """``Net::StateMeetsRule`` in BVLC's net.cpp."""
+    phases = {"TRAIN": 0, "TEST": 1}
+    return not (
+        (rule.HasField("phase") and rule.phase != phases[state.phase])
+        or (rule.HasField("min_level") and state.level < rule.min_level)
+        or (rule.HasField("max_level") and state.level > rule.max_level)
+        or not state.stages.issuperset(rule.stage)
+        or not state.stages.isdisjoint(rule.not_stage)
+    )
+
+
+# ---- Typed messages ----
+
+
+def _parse(document: Document, field: Field | None, message: type[M]) -> Parsed:
+    """Read a message field through ``text_format``, leaving out what the schema lacks.
+
+    It is handed over a line a field, so that the line of a complaint leads back
+    to the field's place in the file, and layers that say the same are read once.
+    """
+    if field is None:
+        return Parsed(message(), (), ())
+    if field.fields is None:
+        raise document.error(field.value_start, f"{field.name!r} takes a message in braces")
+    lines: list[tuple[str, int]] = []
+    unknown: list[str] = []
+    _known_lines(document, field, message.DESCRIPTOR, "", lines, unknown)
+    make: Callable[[], Any] = message
+    parsed, line, complaint = _from_text(make, "\n".join(text for text, _ in lines))
+    if complaint:
+        offset = lines[min(line, len(lines)) - 1][1]
+        raise document.error(offset, f"in {field.name!r}: {complaint}")
+    return Parsed(parsed, tuple(dict.fromkeys(unknown)), field.fields)
+
+
+def _known_lines(
+    document: Document,
+    field: Field,
+    descriptor: Any,
+    prefix: str,
+    lines: list[tuple[str, int]],
+    unknown: list[str],
+) -> None:
+    """Collect a message's fields, each with its place; name the unknown ones."""
+    for child in field.fields or ():
+        known = descriptor.fields_by_name.get(child.name)
+        name = prefix + child.name
+        if known is None:
+            unknown.append(name)
+        elif child.fields is None:
+            value = _canonical(document.value(child))
+            if known.enum_type is not None and _is_unknown_enum(value, known.enum_type):
+                unknown.append(f"{name}: {value}")
+            else:
+                lines.append((f"{child.name}: {value}", child.value_start))
+        else:
+            lines.append((f"{child.name} {{", child.value_start))
+            if known.message_type is not None:
+                _known_lines(document, child, known.message_type, f"{name}.", lines, unknown)
+            lines.append(("}", child.value_end))
+
+
+def _canonical(raw: str) -> str:
+    """A scalar without blanks and comments between its parts, in ASCII."""
+    if raw[:1] in ("'", '"'):
+        raw = " ".join(literals(raw))
+        return re.sub("[\x80-\xff]", lambda m: f"\\{ord(m[0]):03o}", raw)
+    return re.sub(r"#[^\n]*\n|\s", "", raw)
+
+
+def _is_unknown_enum(value: str, enum: Any) -> bool:
+    if value.isdigit():
+        return int(value) not in enum.values_by_number
+    return value not in enum.values_by_name
+
+
+@functools.lru_cache(maxsize=4096)
+def _from_text(make: Callable[[], Any], text: str) -> tuple[Any, int, str]:
+    """A message, or the line of a complaint and the complaint. Not to be changed."""
+    from google.protobuf import text_format
+
+    parsed = make()
+    try:
+        text_format.Parse(text, parsed)
+    except text_format.ParseError as error:
+        return parsed, error.GetLine() or 1, re.sub(r"^\d+:\d+ : ", "", str(error))
+    return parsed, 0, ""

@@ -1,0 +1,65 @@
+"""How many axes each value of a net has, as far as that can be told.
+
+Only an axis that counts from the end needs it. What is not sure is None.
+"""
+
+from __future__ import annotations
+
+from caffe_fold import caffe_pb2
+from caffe_fold.layers.linear import LINEAR
+from caffe_fold.nets.graph import Graph
+from caffe_fold.weights.caffemodel import Caffemodel
+
+__all__ = ["ranks"]
+
+# Their first top has as many axes as their first bottom.
+_RANK_PRESERVING = frozenset(
+    (
+        "AbsVal BN BNLL BatchNorm Bias Clip Concat Crop Dropout ELU Eltwise Exp LRN Log MVN "
+        "Normalize PReLU Pooling Power ReLU ReLU6 Scale Sigmoid Slice Softmax Split Swish "
+        "TanH Threshold"
+    ).split()
+)
+
+
+def ranks(graph: Graph, model: Caffemodel) -> dict[int, int | None]:
+    """The rank of every value, in one pass in the order of the layers."""
+    shapes = dict(graph.net.inputs)
+    found: dict[int, int | None] = {}
+    for index, value in enumerate(graph.values):
+        if value.producer is None:
+            shape = shapes.get(value.blob)
+            found[index] = None if shape is None else len(shape)
+    for at, tops in enumerate(graph.tops):
+        bottoms = [found[value] for value in graph.bottoms[at]]
+        for slot, top in enumerate(tops):
+            found[top] = _rank(graph, model, at, slot, bottoms[0] if bottoms else None)
+    return found
+
+
+def _rank(graph: Graph, model: Caffemodel, at: int, slot: int, bottom: int | None) -> int | None:
+    layer = graph.layers[at]
+    if layer.type == "Input":
+        message = graph.net.parsed(layer, "input_param", caffe_pb2.InputParameter).message
+        if not message.shape:
+            return None
+        return len(message.shape[slot if len(message.shape) > slot else 0].dim)
+    if layer.type == "InnerProduct":
+        message = graph.net.parsed(
+            layer, "inner_product_param", caffe_pb2.InnerProductParameter
+        ).message
+        axis: int = message.axis
+        if axis >= 0:
+            return axis + 1
+        return None if bottom is None else bottom + axis + 1
+    if layer.type in LINEAR:
+        return bottom or _weight_rank(graph, model, at)
+    return bottom if layer.type in _RANK_PRESERVING else None
+
+
+def _weight_rank(graph: Graph, model: Caffemodel, at: int) -> int | None:
+    """A convolution along axis 1 has weights of its bottom's rank."""
+    layer = graph.layers[at]
+    axis = graph.net.parsed(layer, "convolution_param", caffe_pb2.ConvolutionParameter).message.axis
+    entries = model.by_name.get(layer.name, ())
+    return len(entries[0].blobs[0].shape) if axis == 1 and entries and entries[0].blobs else None

@@ -1,0 +1,1 @@
+"""A plan carried out: the new prototxt, the new weights, and the proof."""

@@ -1,0 +1,115 @@
+"""The values of folded blobs, streamed: read, fold, round, and refuse what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caffe_fold.errors import show
+from caffe_fold.layers.affine_map import Array, Refused
+from caffe_fold.nets.net import Layer
+from caffe_fold.planning.plan import Fold
+from caffe_fold.weights.caffemodel import Caffemodel, Storage
+from caffe_fold.writing.arithmetic import Folding, blocks
+
+__all__ = ["Blocked", "FoldedValues", "rounded_vector"]
+
+Chunk = NDArray[Any]
+
+# Rounding to half loses this part of a number; what underflows loses more.
+_HALF_ROUNDING = float(np.finfo(np.float16).eps) / 2 * (1 + 1e-9)
+
+
+class Blocked(Exception):
+    """Computing found what planning could not see: a layer whose fold is to be refused."""
+
+    def __init__(self, layer: Layer, code: str, why: str) -> None:
+        sentence = f"layer '{show(layer.name)}' ({show(layer.type)}) cannot take it: {why}"
+        super().__init__(sentence)
+        self.layer_index = layer.index
+        self.refusal = Refused(code, sentence)
+
+
+class FoldedValues:
+    """The values of one fold, in the order in which they are written: the weights, and
+    then the bias, which needs sums over them.
+
+    :raises Blocked: while they are drawn, where they do not fit the number type.
+    """
+
+    def __init__(self, model: Caffemodel, fold: Fold, storage: Storage) -> None:
+        self.model, self.fold, self.storage = model, fold, storage
+        self.folding = Folding(fold.linear.layout, fold.before, fold.behind)
+        self._start()
+
+    def _start(self) -> None:
+        outputs = self.folding.layout.outputs
+        self.shift_sums = np.zeros(outputs)
+        self.size, self.lost = np.zeros(outputs), np.zeros(outputs)
+
+    def weights(self) -> Iterator[Chunk]:
+        """W' in pieces, each 2-D, in the order of the file."""
+        self._start()
+        layout = self.folding.layout
+        for row, rows, col, cols in blocks(layout):
+            start = row * layout.cols + col
+            values = self.model.values(self.fold.linear.weight, start, start + rows * cols)
+            block = values.astype(np.float64).reshape(rows, cols)
+            self.folding.add_shift_sums(self.shift_sums, block, row, col)
+            folded = self.folding.weights(block, row, col)
+            rounded = _rounded(folded, self.storage, self.fold.linear.layer, "weights")
+            if self.storage is Storage.HALF:
+                layout.add_per_output(self.size, np.abs(folded), row, col)
+                layout.add_per_output(self.lost, np.abs(folded - rounded), row, col)
+            yield rounded
+        # The weights alone first: a bias of ordinary size would hide that they are lost.
+        self._require_little_loss()
+
+    def bias(self) -> Iterator[Chunk]:
+        """b' of shape (N,), once the weights are drawn."""
+        bias = self.fold.linear.bias
+        values = self.model.vector(bias) if bias else None
+        folded = self.folding.bias(values, self.shift_sums)
+        rounded = _rounded(folded, self.storage, self.fold.linear.layer, "bias")
+        self.size += np.abs(folded)
+        self.lost += np.abs(folded - rounded)
+        self._require_little_loss()
+        yield rounded
+
+    def _require_little_loss(self) -> None:
+        if self.storage is Storage.HALF:
+            _require_little_loss(self.size, self.lost, self.fold.linear.layer)
+
+
+def rounded_vector(values: Array, storage: Storage, layer: Layer) -> Chunk:
+    """One number a channel, rounded; raises Blocked where one does not fit."""
+    rounded = _rounded(values, storage, layer, "values")
+    if storage is Storage.HALF:
+        _require_little_loss(np.abs(values), np.abs(values - rounded), layer)
+    return rounded
+
+
+def _rounded(values: Array, storage: Storage, layer: Layer, name: str) -> Chunk:
+    with np.errstate(over="ignore"):
+        rounded = values.astype(storage.dtype)
+    if not np.isfinite(rounded).all():
+        if np.isfinite(values).all():
+            raise Blocked(layer, "overflow", f"its folded {name} would not fit {storage.label}")
+        raise Blocked(
+            layer, "not-finite", f"its folded {name} would hold numbers that are not finite"
+        )
+    return rounded
+
+
+def _require_little_loss(size: Array, lost: Array, layer: Layer) -> None:
+    """No channel may lose more than rounding to half costs, as numbers too small do."""
+    bad = np.flatnonzero(lost > _HALF_ROUNDING * size)
+    if bad.size:
+        raise Blocked(
+            layer,
+            "precision",
+            f"channel {int(bad[0])} of it would hold numbers too small for float16",
+        )
