@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, TypeVar
+from typing import Any, Callable
 
 import click
 
 from caffe_fold.choices import CHANNEL_ORDERS, ENGINES
+from caffe_fold.commands.options import Command, each, shapes
 from caffe_fold.errors import InputError, show
 
 __all__ = ["asked_for", "common_options", "input_options"]
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def _numbers(_: click.Context, __: click.Parameter, text: str | None) -> tuple[float, ...] | None:
@@ -24,24 +23,10 @@ def _numbers(_: click.Context, __: click.Parameter, text: str | None) -> tuple[f
         raise click.BadParameter(f"{show(text)!r}: expected a number, or one a channel") from None
 
 
-def _shapes(
-    _: click.Context, __: click.Parameter, texts: tuple[str, ...]
-) -> dict[str, tuple[int, ...]]:
-    """``BLOB=N,C,H,W`` as shapes by name."""
-    found = {}
-    for text in texts:
-        name, dims = text.rpartition("=")[::2]
-        sizes = dims.split(",")
-        if not name or not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
-            raise click.BadParameter(f"{show(text)!r}: expected BLOB=N,C,H,W, as data=1,3,224,224")
-        found[name] = tuple(int(size) for size in sizes)
-    return found
-
-
 def common_options(prefix: str = "") -> Callable[[Command], Command]:
     """The options that also a fold with ``--verify`` has."""
     engines = ", ".join(ENGINES[1:])
-    return _all(
+    return each(
         click.option(
             f"--{prefix}engine",
             type=click.Choice(ENGINES),
@@ -64,7 +49,7 @@ def common_options(prefix: str = "") -> Callable[[Command], Command]:
             f"{prefix.replace('-', '_')}input_shapes",
             multiple=True,
             metavar="BLOB=N,C,H,W",
-            callback=_shapes,
+            callback=shapes,
             help="The shape of an input, where the net has none or another is wanted; repeatable.",
         ),
         click.option(
@@ -85,7 +70,7 @@ def common_options(prefix: str = "") -> Callable[[Command], Command]:
 
 def input_options() -> Callable[[Command], Command]:
     """What else there is to say of the input."""
-    return _all(
+    return each(
         click.option(
             "--mean",
             metavar="NUMBERS",
@@ -115,15 +100,6 @@ def input_options() -> Callable[[Command], Command]:
             help="The seed of random inputs.",
         ),
     )
-
-
-def _all(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
 
 
 def asked_for(

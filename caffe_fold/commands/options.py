@@ -1,0 +1,36 @@
+"""What the options of several commands are made with."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, TypeVar
+
+import click
+
+from caffe_fold.errors import show
+
+__all__ = ["Command", "each", "shapes"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def shapes(
+    _: click.Context, __: click.Parameter, texts: tuple[str, ...]
+) -> dict[str, tuple[int, ...]]:
+    """``BLOB=N,C,H,W`` as shapes by name."""
+    found = {}
+    for text in texts:
+        name, dims = text.rpartition("=")[::2]
+        sizes = dims.split(",")
+        if not name or not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
+            raise click.BadParameter(f"{show(text)!r}: expected BLOB=N,C,H,W, as data=1,3,224,224")
+        found[name] = tuple(int(size) for size in sizes)
+    return found
+
+
+def each(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate

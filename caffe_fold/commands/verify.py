@@ -1,0 +1,55 @@
+"""``caffe-fold verify``: both nets in an engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from caffe_fold.commands.verify_options import common_options, input_options
+
+__all__ = ["verify"]
+
+_EXAMPLES = """\b
+Examples:
+  caffe-fold verify --model deploy.prototxt --weights net.caffemodel \\
+      --folded-model folded.prototxt --folded-weights folded.caffemodel
+  (the same four) --engine caffe --caffe-python /opt/caffe/bin/python
+  (the same four) --input cat.jpg --mean 104,117,123
+
+\b
+Exit codes:
+  0    each blob agrees
+  1    a blob differs
+  2    bad usage or input, or no engine is there"""
+
+# Enough for a median, and a few seconds for a large net.
+_ROUNDS = 15
+
+
+@click.command(epilog=_EXAMPLES)
+@click.option("--model", required=True, metavar="PROTOTXT", help="The original prototxt.")
+@click.option("--weights", required=True, metavar="CAFFEMODEL", help="The original weights.")
+@click.option("--folded-model", required=True, metavar="PROTOTXT", help="The folded prototxt.")
+@click.option("--folded-weights", required=True, metavar="CAFFEMODEL", help="The folded weights.")
+@common_options()
+@input_options()
+@click.option("--stage", "stages", multiple=True, help="A stage of the nets' state; repeatable.")
+@click.option("--level", type=int, help="The level of the nets' state.")
+@click.option("--time", "is_timed", is_flag=True, help="Time forward passes of both nets, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--quiet", is_flag=True, help="Print nothing but a blob that differs.")
+def verify(is_timed: bool, as_json: bool, quiet: bool, **options: Any) -> int:
+    """Run a net and the net folded from it in an engine, and compare their blobs."""
+    from caffe_fold.verification.run import verify as verify_files
+
+    files = ("model", "weights", "folded_model", "folded_weights")
+    paths = [options.pop(name) for name in files]
+    result = verify_files(*paths, rounds=_ROUNDS if is_timed else 0, **options)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(result.to_dict(), indent=2))
+    elif not (quiet and result.passed):
+        click.echo(result.to_text(0 if quiet else 20))
+    return 0 if result.passed else 1
