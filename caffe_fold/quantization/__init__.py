@@ -1,0 +1,1 @@
+"""What integers would make of the weights: ranges of channels, and equalising them."""
