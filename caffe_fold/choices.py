@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from caffe_fold.errors import InputError
 
@@ -15,8 +15,7 @@ ENGINES = ("auto", "opencv", "caffe")
 CHANNEL_ORDERS = ("bgr", "rgb")
 
 
-@dataclass(frozen=True)
-class Choices:
+class Choices(NamedTuple):
     """The user's decisions.
 
     :param assume_global_stats: BatchNorm layers normalise by their stored statistics,

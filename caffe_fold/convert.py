@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from caffe_fold.choices import Choices
 from caffe_fold.errors import CheckError, InputError, Path, show
@@ -41,8 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["fold"]
 
 
-@dataclass(frozen=True)
-class _Job:
+class _Job(NamedTuple):
     """One fold: the open inputs and what was asked for. ``original`` is the prototxt as it
     was given, which ``graph`` is not with ``deploy``."""
 
@@ -191,9 +189,9 @@ def _carry_out(job: _Job, facts: Facts, plan: Plan, outputs: Outputs, dry_run: b
         job.file.write(job.model, pieces, pair.weights, graph)
         checked = _prove(job, plan, pair, graph) if job.check else None
         verified = _verify(job, pair) if job.verify is not None else None
-        after = replace(report.after, weights_bytes=os.path.getsize(pair.weights))
+        after = report.after._replace(weights_bytes=os.path.getsize(pair.weights))
         pair.commit()
-    return replace(report, written=True, checked=checked, after=after, verified=verified)
+    return report._replace(written=True, checked=checked, after=after, verified=verified)
 
 
 def _verify(job: _Job, pair: TemporaryPair) -> Verification:

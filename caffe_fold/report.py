@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from caffe_fold.errors import show
 
@@ -15,8 +14,7 @@ __all__ = ["Absorbed", "Checked", "Counts", "Merged", "Note", "Report", "Stayed"
 SCHEMA = 1
 
 
-@dataclass(frozen=True)
-class Absorbed:
+class Absorbed(NamedTuple):
     """A linear layer and the names of the layers that went into it, by side."""
 
     layer: str
@@ -25,16 +23,14 @@ class Absorbed:
     behind: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Merged:
+class Merged(NamedTuple):
     """A Scale that stands for a run of layers."""
 
     layer: str
     layers: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Stayed:
+class Stayed(NamedTuple):
     """A layer that stays, with a stable code and one sentence. ``codes`` has one for each
     reason in it: the way back, which is ``code``, and the way on."""
 
@@ -45,16 +41,14 @@ class Stayed:
     reason: str
 
 
-@dataclass(frozen=True)
-class Note:
+class Note(NamedTuple):
     """A warning or a note, with a stable code and one sentence."""
 
     code: str
     message: str
 
 
-@dataclass(frozen=True)
-class Counts:
+class Counts(NamedTuple):
     """Layers of the selected state, and bytes of both files."""
 
     layers: int
@@ -63,8 +57,7 @@ class Counts:
     weights_bytes: int
 
 
-@dataclass(frozen=True)
-class Checked:
+class Checked(NamedTuple):
     """What the proof compared: how many layers, and the largest difference found, as a
     part of what rounding allows."""
 
@@ -72,8 +65,7 @@ class Checked:
     worst: float
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """The result of ``fold``. ``checked`` is None where the proof was left out,
     ``verified`` where no engine was asked."""
 
@@ -111,7 +103,7 @@ class Report:
         """The report as plain data for JSON; every name is printable text."""
         from caffe_fold import __version__
 
-        data = _printable(asdict(replace(self, verified=None)))
+        data = _plain(self._replace(verified=None))
         del data["verified"]
         if self.verified is not None:
             data["verified"] = self.verified.to_dict()
@@ -177,11 +169,14 @@ def _size(count: int) -> str:
     return f"{count} B"
 
 
-def _printable(value: Any) -> Any:
+def _plain(value: Any) -> Any:
+    """Records as dicts by field, and every name as printable text."""
+    if hasattr(value, "_asdict"):
+        return {name: _plain(v) for name, v in value._asdict().items()}
     if isinstance(value, str):
         return show(value, limit=10**9)
     if isinstance(value, dict):
-        return {show(str(k)): _printable(v) for k, v in value.items()}
+        return {show(str(k)): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_printable(v) for v in value]
+        return [_plain(v) for v in value]
     return value

@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from caffe_fold.errors import Path, show
 from caffe_fold.hints import closest
@@ -27,8 +27,7 @@ _SHOWN = 5
 _HINTED = 8
 
 
-@dataclass(frozen=True)
-class Files:
+class Files(NamedTuple):
     """The contents that the report counts: the old prototxt and the new one, the path of
     the old weights and the pieces of the new ones."""
 

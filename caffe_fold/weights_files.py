@@ -11,9 +11,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Union
+from typing import NamedTuple, Union
 
 from caffe_fold.errors import CheckError, Path, show
 from caffe_fold.nets.graph import Graph
@@ -24,8 +23,7 @@ from caffe_fold.writing.outputs import write_pieces
 __all__ = ["WeightsFile", "opened_weights"]
 
 
-@dataclass(frozen=True)
-class BinaryWeights:
+class BinaryWeights(NamedTuple):
     """A serialized NetParameter, read and written as it stands."""
 
     path: Path
@@ -48,8 +46,7 @@ class BinaryWeights:
         return Caffemodel.open(target)
 
 
-@dataclass(frozen=True)
-class Hdf5Weights:
+class Hdf5Weights(NamedTuple):
     """Weights in HDF5; ``owners`` tells whose blob each sharer's is, since Caffe stores it
     once. Files in ``scratch`` stand for them as caffemodels."""
 

@@ -5,7 +5,6 @@ Each test spoils one step of the fold's own arithmetic or writing, and not the p
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
@@ -103,7 +102,7 @@ def another_read(kind: str, change: Callable[[Any], Any]) -> Callable[[Patch], N
 
     def spoil(patch: Patch) -> None:
         right = affine.AFFINE[kind]
-        wrong = dataclasses.replace(right, read=lambda constants: right.read(change(constants)))
+        wrong = right._replace(read=lambda constants: right.read(change(constants)))
         patch.setitem(affine.AFFINE, kind, wrong)
 
     return spoil
@@ -113,21 +112,21 @@ def other_eps(constants: Any) -> Any:
     message = type(constants.message)()
     message.CopyFrom(constants.message)
     message.eps *= 1.1
-    return dataclasses.replace(constants, message=message)
+    return constants._replace(message=message)
 
 
 def no_factor(constants: Any) -> Any:
-    return dataclasses.replace(constants, blobs=constants.blobs[:2])
+    return constants._replace(blobs=constants.blobs[:2])
 
 
 def no_eps(constants: Any) -> Any:
     message = type(constants.message)()
     message.eps = 0
-    return dataclasses.replace(constants, message=message)
+    return constants._replace(message=message)
 
 
 def turned_blobs(constants: Any) -> Any:
-    return dataclasses.replace(constants, blobs=tuple(b[::-1] for b in constants.blobs))
+    return constants._replace(blobs=tuple(b[::-1] for b in constants.blobs))
 
 
 def other_outputs(patch: Patch) -> None:

@@ -36,7 +36,7 @@ nothing-to-fold other-states quantization-dropped unknown-field unknown-type unt
 
 def made(makers: set[str]) -> Iterator[str]:
     """The codes that the package's own text gives to what it makes."""
-    for path in PACKAGE.glob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
                 continue

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from caffe_fold import caffe_pb2
 from caffe_fold.errors import show
@@ -35,8 +35,7 @@ _CHANNEL_PRESERVING = _RESIZING | frozenset(
 )
 
 
-@dataclass(frozen=True)
-class DataTop:
+class DataTop(NamedTuple):
     """One top of a data layer: its name, its place among the tops, and its value."""
 
     layer: Layer
@@ -45,24 +44,23 @@ class DataTop:
     value: int
 
 
-@dataclass(frozen=True)
-class _Reader:
+class _Reader(NamedTuple):
     """A layer that reads a value, and how many channels of it its weights are for; where
     ``is_flat``, how many numbers in all."""
 
     layer: Layer
-    count: int
+    width: int
     is_flat: bool
 
     def fits(self, shape: Shape) -> bool:
         if self.is_flat:
-            return math.prod(shape[1:]) == self.count
-        return len(shape) > 1 and shape[1] == self.count
+            return math.prod(shape[1:]) == self.width
+        return len(shape) > 1 and shape[1] == self.width
 
     @property
     def wants(self) -> str:
         unit = "values" if self.is_flat else "channels"
-        return f"the weights of layer '{show(self.layer.name)}' are for {self.count} {unit}"
+        return f"the weights of layer '{show(self.layer.name)}' are for {self.width} {unit}"
 
 
 def shape_of(
@@ -92,9 +90,9 @@ def shape_of(
 def _image_shape(document: Document, top: DataTop, read_by: Layer, reader: _Reader | None) -> Shape:
     """The shape by the layer's height and width and the weights' channels."""
     size = _size(document, top.layer) if top.slot == 0 else None
-    channels = reader.count if reader and not reader.is_flat else None
-    if size and reader and reader.is_flat and reader.count % math.prod(size) == 0:
-        channels = reader.count // math.prod(size)
+    channels = reader.width if reader and not reader.is_flat else None
+    if size and reader and reader.is_flat and reader.width % math.prod(size) == 0:
+        channels = reader.width // math.prod(size)
     if size and channels:
         return (1, channels, *size)
     if size is None:

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Callable
+from typing import Callable, NamedTuple
 
 from caffe_fold.deploying.data_shapes import DataTop
 from caffe_fold.errors import InputError, show
@@ -72,8 +71,7 @@ def _is_loss_by_type(layer: Layer) -> bool:
 # ---- What is needed ----
 
 
-@dataclass(frozen=True)
-class Needed:
+class Needed(NamedTuple):
     """What a deploy net keeps: layers of the graph by place, among them those losses that
     become a Softmax; the data layers' tops that become inputs; and the values that it has.
     """

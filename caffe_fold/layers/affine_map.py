@@ -7,8 +7,7 @@ Maps compose::
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,8 +39,7 @@ class Refused(Exception):
         )
 
 
-@dataclass(frozen=True)
-class AffineMap:
+class AffineMap(NamedTuple):
     """``y = scale * x + shift`` per channel.
 
     ``scale`` and ``shift`` are float64 of shape (C,), or (1,) where one number
@@ -78,8 +76,7 @@ class AffineMap:
         return np.array_equal(self.scale, other.scale) and np.array_equal(self.shift, other.shift)
 
 
-@dataclass(frozen=True)
-class Constants:
+class Constants(NamedTuple):
     """What a layer's map is read from.
 
     ``message`` is its parsed hyper-parameters, ``blobs`` its values in float64, 1-D,
@@ -103,8 +100,7 @@ class Constants:
         return f"{len(self.shapes)} blobs of the shapes {shapes}"
 
 
-@dataclass(frozen=True)
-class AffineType:
+class AffineType(NamedTuple):
     """One type of affine layer.
 
     ``parameter`` and ``message`` are its hyper-parameters in the prototxt, ``blobs`` the

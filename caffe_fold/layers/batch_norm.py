@@ -26,7 +26,7 @@ What the files do not tell is not guessed but refused, unless both readings are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,8 +42,7 @@ _NEW_ORDER = ("mean", "variance", "factor", "scale", "bias")
 _OLD_ORDER = ("scale", "bias", "mean", "variance", "factor")
 
 
-@dataclass(frozen=True)
-class _Statistics:
+class _Statistics(NamedTuple):
     """One layer in plain words: float64 vectors of shape (C,). With ``is_inverse`` the
     variance is the inverse standard deviation."""
 

@@ -19,8 +19,7 @@ InnerProduct (N, K) or transposed (K, N) (InnerProductLayer::LayerSetUp).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +33,7 @@ Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """Which weight meets which channels.
 
     ``outputs`` is N, ``inputs`` C (for an InnerProduct K, the columns, in any number of
@@ -110,8 +108,7 @@ class Layout:
         return channels == self.inputs
 
 
-@dataclass(frozen=True)
-class LinearType:
+class LinearType(NamedTuple):
     """One type of linear layer: its prototxt message, and how its layout is read.
 
     ``read`` takes the message, the weights' shape and the bottom's rank (None where not

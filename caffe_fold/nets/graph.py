@@ -8,15 +8,14 @@ BVLC's net.cpp). Here each write makes a value of its own.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from caffe_fold.nets.net import Layer, Net, State, selected
 
 __all__ = ["Graph", "Value", "build"]
 
 
-@dataclass(frozen=True)
-class Value:
+class Value(NamedTuple):
     """What one layer wrote to one blob. ``producer`` is the layer's place in
     ``Graph.layers``, or None for a net input and for what nothing produces."""
 
@@ -25,8 +24,7 @@ class Value:
     slot: int
 
 
-@dataclass(frozen=True)
-class Graph:
+class Graph(NamedTuple):
     """The layers of a state, in order, with their values.
 
     ``bottoms`` and ``tops`` hold the values of each layer; ``readers`` the (layer, slot)

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Callable, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, TypeVar
 
 from caffe_fold.errors import InputError, show
 from caffe_fold.nets.prototxt import Document, Field, literals, string_value
@@ -42,8 +41,7 @@ _V1_TYPES = {
 }
 
 
-@dataclass(frozen=True)
-class State:
+class State(NamedTuple):
     """What decides which layers a net has: Caffe's NetState."""
 
     phase: str = "TEST"
@@ -51,8 +49,7 @@ class State:
     stages: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """One layer of the file.
 
     ``index`` is its place among all layers of the file; ``version`` is 2 for
@@ -60,7 +57,7 @@ class Layer:
     them. ``params`` holds the sharing name of each parameter blob, or "".
     """
 
-    index: int
+    index: int  # type: ignore[assignment]
     version: int
     field: Field
     name: str
@@ -81,8 +78,7 @@ class Layer:
         return [f for f in self.fields if f.name == name]
 
 
-@dataclass(frozen=True)
-class Parsed:
+class Parsed(NamedTuple):
     """A message read from the text, and the names in it that the schema lacks."""
 
     message: Any
@@ -94,8 +90,7 @@ class Parsed:
         return [f for f in self.fields if f.name == name and name in self.unknown]
 
 
-@dataclass(frozen=True)
-class Net:
+class Net(NamedTuple):
     """A prototxt as a net. ``inputs`` are the net-level inputs with their shapes,
     where given."""
 

@@ -17,7 +17,6 @@ import bisect
 import functools
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from caffe_fold.errors import Path, PrototxtError
@@ -65,13 +64,11 @@ _BLANK = re.compile(_SKIP)
 _CLOSER = {"{": "}", "<": ">", "[": "]"}
 
 
-@dataclass(frozen=True)
 class Document:
     """A parsed prototxt: its path (for messages), its text and its top-level fields."""
 
-    path: Path
-    text: str
-    fields: tuple[Field, ...]
+    def __init__(self, path: Path, text: str, fields: tuple[Field, ...]) -> None:
+        self.path, self.text, self.fields = path, text, fields
 
     @functools.cached_property
     def _line_starts(self) -> list[int]:
@@ -312,8 +309,7 @@ def _unescape(document: Document, field: Field, literal: str) -> bytes:
     return _ESCAPE.sub(one, literal[1:-1]).encode("latin-1")
 
 
-@dataclass(frozen=True)
-class Edit:
+class Edit(NamedTuple):
     """Replace the bytes ``start:end`` of a document by ``text`` (latin-1)."""
 
     start: int

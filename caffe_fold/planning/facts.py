@@ -8,8 +8,7 @@ and concerns its layer alone.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,8 +35,7 @@ _LAYER_FIELDS = frozenset(
 CHOICES = Choices()
 
 
-@dataclass(frozen=True)
-class AffineLayer:
+class AffineLayer(NamedTuple):
     """A layer that is an affine map. ``entries`` are its entries in the weights."""
 
     layer: Layer
@@ -52,8 +50,7 @@ class AffineLayer:
         return self.entries[0].blobs if self.entries else ()
 
 
-@dataclass(frozen=True)
-class LinearLayer:
+class LinearLayer(NamedTuple):
     """A linear layer with its weights. ``bias`` is None where it has none;
     ``bias_term`` is what the prototxt says."""
 
@@ -210,7 +207,7 @@ class Facts:
             )
         padding = next((f for f in self.unknown[layer.index] if _PADDING.search(f)), None)
         if padding and not layout.shift:
-            layout = replace(layout, shift=f"its unknown field '{show(padding, 60)}' may pad it")
+            layout = layout._replace(shift=f"its unknown field '{show(padding, 60)}' may pad it")
         return LinearLayer(layer, layout, entries, blobs[0], bias, parsed.message.bias_term)
 
     def lacks_bias(self, at: int) -> bool:

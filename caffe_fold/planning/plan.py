@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from caffe_fold.layers.affine import AFFINE, AffineMap
 from caffe_fold.nets.net import Layer
@@ -15,8 +15,7 @@ __all__ = ["EXPLAINED", "Fold", "Merge", "Plan", "Removal", "Repair", "Stay"]
 EXPLAINED = tuple(name for name, kind in AFFINE.items() if kind.explained)
 
 
-@dataclass(frozen=True)
-class Fold:
+class Fold(NamedTuple):
     """A linear layer and the affine layers that it absorbs, in the order of the data.
 
     ``before`` and ``behind`` are their composed maps, or None.
@@ -41,8 +40,7 @@ class Fold:
         return self.linear.bias is not None or any(m is not None and m.has_shift for m in maps)
 
 
-@dataclass(frozen=True)
-class Merge:
+class Merge(NamedTuple):
     """A run that becomes one Scale: ``keeper`` is the layer that is kept or rewritten."""
 
     at: int
@@ -51,15 +49,13 @@ class Merge:
     map: AffineMap
 
 
-@dataclass(frozen=True)
-class Removal:
+class Removal(NamedTuple):
     """A run that changes nothing and disappears."""
 
     layers: tuple[AffineLayer, ...]
 
 
-@dataclass(frozen=True)
-class Stay:
+class Stay(NamedTuple):
     """A BatchNorm, Scale or Bias that stays, and why. ``type`` is what it is then, ``codes``
     has one for each reason, the way back first."""
 
@@ -69,8 +65,7 @@ class Stay:
     sentence: str
 
 
-@dataclass(frozen=True)
-class Repair:
+class Repair(NamedTuple):
     """A layer whose prototxt implies a bias that the weights do not have, and that gets
     none: ``bias_term: false`` makes the pair load."""
 
@@ -78,8 +73,7 @@ class Repair:
     parameter: str
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """All that is to be done to a net. ``surgery`` holds the graph as it will be."""
 
     surgery: Surgery

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from caffe_fold.errors import show
@@ -30,12 +29,12 @@ from caffe_fold.planning.surgery import Surgery
 __all__ = ["Planner"]
 
 
-@dataclass
 class _Absorbed:
     """What a linear layer has absorbed so far, in the order of the data."""
 
-    before: list[AffineLayer] = field(default_factory=list)
-    behind: list[AffineLayer] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.before: list[AffineLayer] = []
+        self.behind: list[AffineLayer] = []
 
 
 class Planner:
@@ -269,7 +268,7 @@ class Planner:
     def _form(self, at: int) -> tuple[object, ...]:
         linear = self.facts.linear(at)
         bias = None if linear.bias is None else linear.bias.storage
-        return (replace(linear.layout, shift=""), linear.weight.storage, bias)
+        return (linear.layout._replace(shift=""), linear.weight.storage, bias)
 
     # ---- Rule 2 and the identity ----
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from caffe_fold.layers.affine import AffineMap
 from caffe_fold.planning.facts import AffineLayer
@@ -14,8 +14,7 @@ from caffe_fold.weights.caffemodel import Storage
 __all__ = ["Run", "Runs", "composed"]
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """A chain of affine layers: their places in the graph, what they are, and the map
     that they make together."""
 

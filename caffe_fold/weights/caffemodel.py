@@ -12,8 +12,7 @@ import enum
 import math
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,18 +56,16 @@ class Form(enum.Enum):
     RAW_DATA = 12
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """Values that lie in the file at equal distances: ``count`` from ``offset``,
     each ``stride`` bytes behind the one before."""
 
     offset: int
-    count: int
+    count: int  # type: ignore[assignment]  # Caffe's word; tuple.count is not used
     stride: int
 
 
-@dataclass(frozen=True)
-class Blob:
+class Blob(NamedTuple):
     """One blob of a layer. ``start:end`` is its message, without tag and length.
 
     ``legacy`` is true for the four dims num, channels, height and width, which
@@ -89,17 +86,16 @@ class Blob:
     problem: str
 
     @property
-    def count(self) -> int:
+    def count(self) -> int:  # type: ignore[override]
         return sum(run.count for run in self.runs)
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One layer of the file: its field lies at ``start:end``, its message at
     ``body:end``. ``index`` counts all layers of the file. ``is_v0`` marks the format
     before V1LayerParameter, whose blobs are not read."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     number: int
     start: int
     body: int
@@ -112,8 +108,7 @@ class Entry:
     is_v0: bool = False
 
 
-@dataclass(frozen=True)
-class Caffemodel:
+class Caffemodel(NamedTuple):
     """An open, indexed caffemodel. Use it as a context manager."""
 
     source: wire.Source
@@ -128,13 +123,13 @@ class Caffemodel:
         """
         source = wire.Source.open(path)
         try:
-            return cls.index(source)
+            return cls.indexed(source)
         except BaseException:
             source.close()
             raise
 
     @classmethod
-    def index(cls, source: wire.Source) -> Caffemodel:
+    def indexed(cls, source: wire.Source) -> Caffemodel:
         entries: list[Entry] = []
         by_name: dict[str, list[Entry]] = {}
         for record in wire.Walk(source, 0, source.size):

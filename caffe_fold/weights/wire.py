@@ -7,7 +7,6 @@ against what encloses it before anything is read or allocated.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from caffe_fold.errors import CaffemodelError, Path, show
@@ -38,15 +37,12 @@ class Record(NamedTuple):
     integer: int
 
 
-@dataclass
 class Source:
     """A file opened for reading at any place, with a small window over its bytes."""
 
-    path: Path
-    descriptor: int
-    size: int
-    _base: int = 0
-    _window: bytes = b""
+    def __init__(self, path: Path, descriptor: int, size: int, window: bytes = b"") -> None:
+        self.path, self.descriptor, self.size = path, descriptor, size
+        self._base, self._window = 0, window
 
     @classmethod
     def open(cls, path: Path) -> Source:
@@ -194,7 +190,7 @@ def _group_end(source: Source, at: int, end: int, number: int) -> int:
 
 def walk_bytes(data: bytes) -> Walk:
     """The fields of a message in memory; places count from its first byte."""
-    return Walk(Source("<memory>", -1, len(data), 0, data), 0, len(data))
+    return Walk(Source("<memory>", -1, len(data), data), 0, len(data))
 
 
 def varint_bytes(value: int) -> bytes:

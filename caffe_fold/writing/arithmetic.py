@@ -7,7 +7,7 @@ that a Layout sees in them. So a fold of any size runs in bounded memory.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,7 @@ Array = NDArray[np.float64]
 BLOCK = 1 << 18
 
 
-@dataclass(frozen=True)
-class Folding:
+class Folding(NamedTuple):
     """One linear layer with the maps before and behind it, or None."""
 
     layout: Layout

@@ -9,7 +9,7 @@ weights are laid out by their definition, and affine layers run forward.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -221,8 +221,7 @@ def _compare(
 # ---- Linear layers by their definition ----
 
 
-@dataclass(frozen=True)
-class _Weights:
+class _Weights(NamedTuple):
     """The weights of one file, a piece at a time, along the first axis of ``shape``."""
 
     model: Caffemodel

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Callable, Union
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Callable, NamedTuple, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,8 +39,7 @@ _BIAS_TERM = 2
 _HYPER_PARAMETERS = frozenset((106, 117, 10, 17, _SCALE_PARAM))
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """Bytes to copy from the original file."""
 
     start: int
@@ -51,8 +50,7 @@ class Span:
         return self.end - self.start
 
 
-@dataclass(frozen=True)
-class Bytes:
+class Bytes(NamedTuple):
     """Bytes to write."""
 
     data: bytes
@@ -62,11 +60,10 @@ class Bytes:
         return len(self.data)
 
 
-@dataclass(frozen=True)
-class Values:
+class Values(NamedTuple):
     """Numbers to compute: ``chunks`` gives arrays of ``storage``'s dtype, ``count`` in all."""
 
-    count: int
+    count: int  # type: ignore[assignment]
     storage: Storage
     chunks: Callable[[], Iterator[Chunk]]
 
@@ -85,8 +82,7 @@ def _message(number: int, pieces: list[Piece]) -> list[Piece]:
     return [Bytes(head), *pieces]
 
 
-@dataclass(frozen=True)
-class Names:
+class Names(NamedTuple):
     """The new bottoms and tops of a layer, None where one did not change."""
 
     bottoms: tuple[str | None, ...]
@@ -189,12 +185,11 @@ _STORAGES = {storage.label: storage for storage in Storage}
 # ---- Entries ----
 
 
-@dataclass(frozen=True)
-class _Changes:
+class _Changes(NamedTuple):
     """What becomes of an entry: names, blobs (all or none), flags and type."""
 
     names: Names
-    blobs: dict[int, list[Piece]] = field(default_factory=dict)
+    blobs: Mapping[int, list[Piece]] = MappingProxyType({})
     bias_term: Callable[[int, bytes], bytes] | None = None
     type: str | None = None
 
@@ -240,7 +235,7 @@ def _replaced(
     return None if new == old else [Bytes(wire.length_field(record.number, new))]
 
 
-def _blob_fields(number: int, blobs: dict[int, list[Piece]]) -> list[Piece]:
+def _blob_fields(number: int, blobs: Mapping[int, list[Piece]]) -> list[Piece]:
     blob_number = _NUMBERS[number]["blobs"]
     return [piece for index in sorted(blobs) for piece in _message(blob_number, blobs[index])]
 

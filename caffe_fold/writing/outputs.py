@@ -12,9 +12,8 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import IO
+from typing import IO, NamedTuple
 
 from caffe_fold.errors import OutputError, Path, show
 from caffe_fold.weights.caffemodel import Caffemodel
@@ -25,8 +24,7 @@ __all__ = ["Outputs", "resolve_outputs", "temporary_pair", "write_pieces"]
 _BUFFER = 1 << 20
 
 
-@dataclass(frozen=True)
-class Outputs:
+class Outputs(NamedTuple):
     """Where the results go."""
 
     model: FilePath
@@ -82,8 +80,7 @@ def _require_place(path: FilePath) -> None:
         raise OutputError(f"{shown} is no regular file, and would be replaced; give another path")
 
 
-@dataclass(frozen=True)
-class TemporaryPair:
+class TemporaryPair(NamedTuple):
     """The two files while they are written and checked; ``commit`` renames them."""
 
     outputs: Outputs

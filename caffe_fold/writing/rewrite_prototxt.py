@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from caffe_fold import caffe_pb2
 from caffe_fold.layers.linear import LINEAR
@@ -72,13 +71,11 @@ def _quoted(name: str, quote: str) -> str:
     return f"{quote}{body}{quote}"
 
 
-@dataclass
 class _Writer:
     """Collects the edits of one document."""
 
-    document: Document
-
-    def __post_init__(self) -> None:
+    def __init__(self, document: Document) -> None:
+        self.document = document
         self.edits: list[Edit] = []
         self.removed: list[Field] = []
 
