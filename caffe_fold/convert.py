@@ -132,7 +132,7 @@ def fold(
     )
     graph = build(net, state)
     original = net.document.text.encode("latin-1")
-    folder = outputs.weights.parent
+    folder = os.path.dirname(outputs.weights) or os.curdir
     with opened_weights(weights, kind, graph, folder) as file, file.open() as caffemodel:
         if deploy:
             graph = _deployed(graph, caffemodel, input_shapes or {})
@@ -184,7 +184,8 @@ def _carry_out(job: _Job, facts: Facts, plan: Plan, outputs: Outputs, dry_run: b
         write_pieces(job.model, pieces, None)
         return report
     with temporary_pair(outputs) as pair:
-        pair.model.write_bytes(text)
+        with open(pair.model, "wb") as prototxt:
+            prototxt.write(text)
         graph = _written_graph(job, plan, pair)
         job.file.write(job.model, pieces, pair.weights, graph)
         checked = _prove(job, plan, pair, graph) if job.check else None

@@ -12,6 +12,7 @@ from caffe_fold.errors import Path, show
 from caffe_fold.hints import closest
 from caffe_fold.layers.affine import AFFINE
 from caffe_fold.layers.linear import LINEAR
+from caffe_fold.nets.data_layers import data_layers
 from caffe_fold.nets.net import Layer
 from caffe_fold.planning.facts import AffineLayer, Facts
 from caffe_fold.planning.pairing import extra_layers
@@ -51,8 +52,8 @@ def summary(facts: Facts, plan: Plan, outputs: Outputs, files: Files) -> Report:
     return Report(
         model=os.fspath(document.path),
         weights=os.fspath(files.weights),
-        output_model=str(outputs.model),
-        output_weights=str(outputs.weights),
+        output_model=outputs.model,
+        output_weights=outputs.weights,
         written=False,
         folded=tuple(
             Absorbed(
@@ -283,8 +284,6 @@ def _other_states(facts: Facts, plan: Plan) -> Iterator[Note]:
 
 def _data_layers(facts: Facts) -> Iterator[Note]:
     """A net that still reads a data set is no deploy net."""
-    from caffe_fold.deploying.needs import data_layers
-
     names = [layer.name for layer in data_layers(facts.graph)]
     if names:
         yield Note(

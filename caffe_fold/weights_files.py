@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path as FilePath
 from typing import NamedTuple, Union
 
 from caffe_fold.errors import CheckError, Path, show
@@ -32,16 +29,14 @@ class BinaryWeights(NamedTuple):
         """The caffemodel."""
         return Caffemodel.open(self.path)
 
-    def write(
-        self, model: Caffemodel, pieces: Sequence[Piece], target: FilePath, graph: Graph
-    ) -> None:
+    def write(self, model: Caffemodel, pieces: Sequence[Piece], target: str, graph: Graph) -> None:
         """Write the folded weights; ``graph`` is that of the folded net."""
         write_pieces(model, pieces, target)
         written, planned = os.path.getsize(target), sum(piece.size for piece in pieces)
         if written != planned:
             raise CheckError(f"{written} bytes of weights were written and {planned} were planned")
 
-    def reopen(self, target: FilePath, graph: Graph) -> Caffemodel:
+    def reopen(self, target: str, graph: Graph) -> Caffemodel:
         """What was written, read again."""
         return Caffemodel.open(target)
 
@@ -52,37 +47,37 @@ class Hdf5Weights(NamedTuple):
 
     path: Path
     owners: dict[tuple[str, int], tuple[str, int]]
-    scratch: FilePath
+    scratch: str
 
     def open(self) -> Caffemodel:
         """The weights as a caffemodel."""
         return self._opened(self.path, "old.caffemodel", self.owners)
 
-    def write(
-        self, model: Caffemodel, pieces: Sequence[Piece], target: FilePath, graph: Graph
-    ) -> None:
+    def write(self, model: Caffemodel, pieces: Sequence[Piece], target: str, graph: Graph) -> None:
         """Write the folded weights as HDF5; unchanged ones byte for byte."""
         from caffe_fold.weights.hdf5 import from_caffemodel
 
         copied = sum(piece.size for piece in pieces if isinstance(piece, Span))
         if copied == model.source.size == sum(piece.size for piece in pieces):
+            import shutil
+
             shutil.copyfile(self.path, target)
             return
-        new = self.scratch / "new.caffemodel"
+        new = os.path.join(self.scratch, "new.caffemodel")
         write_pieces(model, pieces, new)
         with Caffemodel.open(new) as folded:
             promoted = self.owners.keys() - _owners(graph).keys()
             from_caffemodel(self.path, model, folded, target, promoted)
 
-    def reopen(self, target: FilePath, graph: Graph) -> Caffemodel:
+    def reopen(self, target: str, graph: Graph) -> Caffemodel:
         """What was written, read again. All of it was written anew, so that here each blob
         must be the planned one.
 
         :raises CheckError: where one is not.
         """
         again = self._opened(target, "again.caffemodel", _owners(graph))
-        new = self.scratch / "new.caffemodel"
-        if new.exists():
+        new = os.path.join(self.scratch, "new.caffemodel")
+        if os.path.exists(new):
             with Caffemodel.open(new) as planned:
                 _require_same(planned, again, graph)
         return again
@@ -92,8 +87,9 @@ class Hdf5Weights(NamedTuple):
     ) -> Caffemodel:
         from caffe_fold.weights.hdf5 import to_caffemodel
 
-        to_caffemodel(source, self.scratch / name, owners)
-        return Caffemodel.open(self.scratch / name)
+        made = os.path.join(self.scratch, name)
+        to_caffemodel(source, made, owners)
+        return Caffemodel.open(made)
 
 
 WeightsFile = Union[BinaryWeights, Hdf5Weights]
@@ -115,14 +111,16 @@ def _require_same(planned: Caffemodel, found: Caffemodel, graph: Graph) -> None:
 
 
 @contextlib.contextmanager
-def opened_weights(path: Path, kind: str, graph: Graph, folder: FilePath) -> Iterator[WeightsFile]:
+def opened_weights(path: Path, kind: str, graph: Graph, folder: Path) -> Iterator[WeightsFile]:
     """The weights file of a kind, "binary" or "hdf5". Scratch files go below ``folder``,
     which is on the file system of the output."""
     if kind != "hdf5":
         yield BinaryWeights(path)
         return
+    import tempfile
+
     with tempfile.TemporaryDirectory(prefix=".caffe-fold-", dir=folder) as scratch:
-        yield Hdf5Weights(path, _owners(graph), FilePath(scratch))
+        yield Hdf5Weights(path, _owners(graph), scratch)
 
 
 def _owners(graph: Graph) -> dict[tuple[str, int], tuple[str, int]]:

@@ -187,10 +187,10 @@ def after_writing(change: Callable[[Path], None]) -> Callable[[Patch], None]:
     def spoil(patch: Patch) -> None:
         right = outputs.write_pieces
 
-        def wrong(model: Any, pieces: Any, path: Path | None) -> None:
+        def wrong(model: Any, pieces: Any, path: str | None) -> None:
             right(model, pieces, path)
             if path is not None:
-                change(path)
+                change(Path(path))
 
         patch.setattr(weights_files, "write_pieces", wrong)
 

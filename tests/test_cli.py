@@ -11,7 +11,6 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -549,16 +548,16 @@ def test_a_folder_that_cannot_be_written_to(
 ) -> None:
     """Of the two files the second may be the one that fails."""
     calls = 0
-    right = tempfile.mkstemp
+    right = os.open
 
-    def refuse(*arguments: Any, **options: Any) -> Any:
+    def refuse(path: Any, flags: int, *mode: int) -> int:
         nonlocal calls
-        calls += 1
-        if calls == failing:
+        calls += flags & os.O_CREAT != 0
+        if flags & os.O_CREAT and calls == failing:
             raise PermissionError(13, "Permission denied", str(folder / "x"))
-        return right(*arguments, **options)
+        return right(path, flags, *mode)
 
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     assert_refused(call(*files(folder)), "cannot be written: Permission denied")
     assert names(folder) == INPUTS
 

@@ -7,13 +7,14 @@ net's state go too, and so do the rules by which the others are in it.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping
 
 from caffe_fold.deploying.data_shapes import DataTop, dummy_batch, shape_of
-from caffe_fold.deploying.needs import Needed, Needs, data_layers, is_loss, is_source
+from caffe_fold.deploying.needs import Needed, Needs, is_loss
 from caffe_fold.errors import InputError, show
+from caffe_fold.hints import closest
+from caffe_fold.nets.data_layers import data_layers, is_source
 from caffe_fold.nets.graph import Graph
 from caffe_fold.nets.net import Layer
 from caffe_fold.nets.prototxt import Document, Edit, Field, apply_edits, removals, string_value
@@ -53,10 +54,9 @@ def deployed(graph: Graph, model: Caffemodel, input_shapes: Mapping[str, Shape])
 def _require_known(document: Document, given: Iterable[str], known: list[str]) -> None:
     for name in given:
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
             others = ", ".join(f"'{show(blob)}'" for blob in known)
             hint = f"; it needs {others}" if known else "; it needs none"
-            hint = f"; the closest is '{show(close[0])}'" if close else hint
+            hint = closest(name, known) or hint
             raise InputError(
                 f"{show(os.fspath(document.path))}: --input-shape names '{show(name)}', which is "
                 f"no top of a data layer that the deploy net needs{hint}"

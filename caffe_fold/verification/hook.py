@@ -59,6 +59,6 @@ def require_verified(
     return replace(
         found,
         model=os.fspath(original[0]),
-        folded_model=str(pair.outputs.model),
-        folded_weights=str(pair.outputs.weights),
+        folded_model=pair.outputs.model,
+        folded_weights=pair.outputs.weights,
     )

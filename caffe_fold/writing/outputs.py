@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
-import tempfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path as FilePath
 from typing import IO, NamedTuple
 
 from caffe_fold.errors import OutputError, Path, show
@@ -27,8 +24,8 @@ _BUFFER = 1 << 20
 class Outputs(NamedTuple):
     """Where the results go."""
 
-    model: FilePath
-    weights: FilePath
+    model: str
+    weights: str
 
 
 def resolve_outputs(
@@ -40,43 +37,41 @@ def resolve_outputs(
         folder that is not there.
     """
     outputs = Outputs(
-        FilePath(output_model) if output_model is not None else _beside(model),
-        FilePath(output_weights) if output_weights is not None else _beside(weights),
+        os.fspath(output_model) if output_model is not None else _beside(model),
+        os.fspath(output_weights) if output_weights is not None else _beside(weights),
     )
     for path in (outputs.model, outputs.weights):
         _require_place(path)
         for given in (model, weights):
-            if path.exists() and os.path.samefile(path, given):
+            if os.path.exists(path) and os.path.samefile(path, given):
                 raise OutputError(
-                    f"{show(str(path))} is an input; give another output path, since inputs are "
+                    f"{show(path)} is an input; give another output path, since inputs are "
                     "never changed"
                 )
     if _real(outputs.model) == _real(outputs.weights):
-        raise OutputError(
-            f"{show(str(outputs.model))} is given for both outputs; they are two files"
-        )
+        raise OutputError(f"{show(outputs.model)} is given for both outputs; they are two files")
     return outputs
 
 
-def _beside(path: Path) -> FilePath:
-    given = FilePath(path)
-    stem, suffix = given.stem, given.suffix
+def _beside(path: Path) -> str:
+    stem, suffix = os.path.splitext(os.fspath(path))
     if suffix == ".h5" and stem.endswith(".caffemodel"):
         stem, suffix = stem[: -len(".caffemodel")], ".caffemodel.h5"
-    return given.with_name(f"{stem}_inference{suffix}")
+    return f"{stem}_inference{suffix}"
 
 
-def _real(path: FilePath) -> str:
+def _real(path: str) -> str:
     return os.path.normcase(os.path.realpath(path))
 
 
-def _require_place(path: FilePath) -> None:
-    shown = show(str(path), 1000)
-    if not path.name or path.is_dir():
+def _require_place(path: str) -> None:
+    shown = show(path, 1000)
+    if not os.path.basename(path) or os.path.isdir(path):
         raise OutputError(f"{shown} is a folder; give the output file's path")
-    if not path.parent.is_dir():
-        raise OutputError(f"{shown} cannot be written: there is no folder {show(str(path.parent))}")
-    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+    folder = os.path.dirname(path) or os.curdir
+    if not os.path.isdir(folder):
+        raise OutputError(f"{shown} cannot be written: there is no folder {show(folder)}")
+    if os.path.exists(path) and not os.path.isfile(path):
         raise OutputError(f"{shown} is no regular file, and would be replaced; give another path")
 
 
@@ -84,14 +79,14 @@ class TemporaryPair(NamedTuple):
     """The two files while they are written and checked; ``commit`` renames them."""
 
     outputs: Outputs
-    model: FilePath
-    weights: FilePath
+    model: str
+    weights: str
 
     def commit(self) -> None:
         """Put both in place: the old prototxt goes, the weights come, the prototxt
         comes."""
         with contextlib.suppress(FileNotFoundError):
-            self.outputs.model.unlink()
+            os.unlink(self.outputs.model)
         try:
             os.replace(self.weights, self.outputs.weights)
             os.replace(self.model, self.outputs.model)
@@ -99,7 +94,7 @@ class TemporaryPair(NamedTuple):
             # Neither the new pair nor the old one is whole any more.
             for path in (self.outputs.model, self.outputs.weights):
                 with contextlib.suppress(OSError):
-                    path.unlink()
+                    os.unlink(path)
             raise
 
 
@@ -109,33 +104,32 @@ def temporary_pair(outputs: Outputs) -> Iterator[TemporaryPair]:
 
     :raises OutputError: for whatever the system says against it.
     """
-    made: list[FilePath] = []
+    made: list[str] = []
     try:
-        for path in (outputs.model, outputs.weights):
+        for path in outputs:
             made.append(_temporary(path))
         yield TemporaryPair(outputs, *made)
     except OSError as error:
-        where = error.filename if isinstance(error.filename, str) else str(outputs.weights)
+        where = error.filename if isinstance(error.filename, str) else outputs.weights
         raise OutputError(f"{show(where, 1000)} cannot be written: {error.strerror}") from error
     finally:
         for path in made:
             with contextlib.suppress(OSError):
-                path.unlink()
+                os.unlink(path)
 
 
-def _temporary(path: FilePath) -> FilePath:
-    prefix = f".{path.name[:40]}."
-    descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=path.parent)
-    os.close(descriptor)
-    # mkstemp's files are private; the result is to have the mode of any new file.
-    mask = os.umask(0)
-    os.umask(mask)
-    with contextlib.suppress(OSError):
-        os.chmod(name, 0o666 & ~mask)
-    return FilePath(name)
+def _temporary(path: str) -> str:
+    """A new empty file in the folder of a path. Not by ``tempfile``, whose files are private:
+    this one is to have the mode of any new file."""
+    folder, name = os.path.split(path)
+    while True:
+        made = os.path.join(folder, f".{name[:40]}.{os.urandom(6).hex()}.tmp")
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(made, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            return made
 
 
-def write_pieces(model: Caffemodel, pieces: Iterable[Piece], path: FilePath | None) -> None:
+def write_pieces(model: Caffemodel, pieces: Iterable[Piece], path: str | None) -> None:
     """Write pieces one behind the other; without a path only compute them."""
     if path is None:
         for piece in pieces:
