@@ -23,16 +23,17 @@ from caffe_fold.summary import Files, summary
 from caffe_fold.weights.caffemodel import Caffemodel
 from caffe_fold.weights_files import WeightsFile, opened_weights
 from caffe_fold.writing.check import check_graph, check_values
+from caffe_fold.writing.entries import size_of
 from caffe_fold.writing.folded_values import Blocked
 from caffe_fold.writing.outputs import (
     Outputs,
     TemporaryPair,
     resolve_outputs,
     temporary_pair,
-    write_pieces,
 )
 from caffe_fold.writing.rewrite_caffemodel import rewrite_caffemodel
 from caffe_fold.writing.rewrite_prototxt import rewrite_prototxt
+from caffe_fold.writing.write import write_parts
 
 if TYPE_CHECKING:
     from caffe_fold.verification.result import Verification
@@ -53,6 +54,7 @@ class _Job(NamedTuple):
     engine_caffe: bool
     check: bool
     verify: Mapping[str, Any] | None
+    threads: int | None
 
 
 def fold(
@@ -76,6 +78,7 @@ def fold(
     dry_run: bool = False,
     check: bool = True,
     verify: Mapping[str, Any] | None = None,
+    threads: int | None = None,
 ) -> Report:
     """Fold a Caffe net and write the folded prototxt and caffemodel.
 
@@ -107,6 +110,7 @@ def fold(
         gets its name.
     :param verify: where it is given, even if empty, both nets are run in an engine and
         compared before the result gets its name; it holds the options of ``verify``.
+    :param threads: how many threads compute; None for one a core.
     :returns: what was folded, what stayed and why.
     :raises InputError: if an input is not what it has to be; the file and the place are
         named. PrototxtError and CaffemodelError are kinds of it.
@@ -139,7 +143,9 @@ def fold(
         if not allow_extra_weights:
             require_unfolded_pair(graph, caffemodel)
         kept = frozenset(_kept(graph, name) for name in keep)
-        job = _Job(graph, original, caffemodel, file, kept, choices, engine_caffe, check, verify)
+        job = _Job(
+            graph, original, caffemodel, file, kept, choices, engine_caffe, check, verify, threads
+        )
         return _until_computable(job, outputs, dry_run)
 
 
@@ -178,16 +184,16 @@ def _until_computable(job: _Job, outputs: Outputs, dry_run: bool) -> Report:
 
 def _carry_out(job: _Job, facts: Facts, plan: Plan, outputs: Outputs, dry_run: bool) -> Report:
     text = rewrite_prototxt(job.graph, plan, job.engine_caffe)
-    pieces = list(rewrite_caffemodel(job.model, job.graph, plan, job.choices))
-    report = summary(facts, plan, outputs, Files(job.original, text, job.file.path, pieces))
+    parts = list(rewrite_caffemodel(job.model, job.graph, plan, job.choices))
+    report = summary(facts, plan, outputs, Files(job.original, text, job.file.path, size_of(parts)))
     if dry_run:
-        write_pieces(job.model, pieces, None)
+        write_parts(job.model, parts, None, job.threads)
         return report
     with temporary_pair(outputs) as pair:
         with open(pair.model, "wb") as prototxt:
             prototxt.write(text)
         graph = _written_graph(job, plan, pair)
-        job.file.write(job.model, pieces, pair.weights, graph)
+        job.file.write(job.model, parts, pair.weights, graph, job.threads)
         checked = _prove(job, plan, pair, graph) if job.check else None
         verified = _verify(job, pair) if job.verify is not None else None
         after = report.after._replace(weights_bytes=os.path.getsize(pair.weights))
@@ -222,6 +228,6 @@ def _prove(job: _Job, plan: Plan, pair: TemporaryPair, graph: Graph) -> Checked:
     """Read the written weights anew and compare what they compute with the original."""
     try:
         with job.file.reopen(pair.weights, graph) as caffemodel:
-            return check_values(plan, job.model, Facts(graph, caffemodel, job.choices))
+            return check_values(plan, job.model, Facts(graph, caffemodel, job.choices), job.threads)
     except (InputError, Refused) as error:
         raise CheckError(f"what was written cannot be read again: {error}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from caffe_fold.errors import Path, show
@@ -18,7 +18,6 @@ from caffe_fold.planning.facts import AffineLayer, Facts
 from caffe_fold.planning.pairing import extra_layers
 from caffe_fold.planning.plan import Plan
 from caffe_fold.report import Absorbed, Counts, Merged, Note, Report, Stayed
-from caffe_fold.writing.entries import Piece
 from caffe_fold.writing.outputs import Outputs
 from caffe_fold.writing.rewrite_prototxt import twins
 
@@ -30,12 +29,12 @@ _HINTED = 8
 
 class Files(NamedTuple):
     """The contents that the report counts: the old prototxt and the new one, the path of
-    the old weights and the pieces of the new ones."""
+    the old weights and the size of the new ones."""
 
     old_text: bytes
     new_text: bytes
     weights: Path
-    pieces: Sequence[Piece]
+    weights_size: int
 
 
 def summary(facts: Facts, plan: Plan, outputs: Outputs, files: Files) -> Report:
@@ -85,7 +84,7 @@ def summary(facts: Facts, plan: Plan, outputs: Outputs, files: Files) -> Report:
             len(types),
             _by_type(types),
             len(files.new_text),
-            sum(piece.size for piece in files.pieces),
+            files.weights_size,
         ),
         checked=None,
     )

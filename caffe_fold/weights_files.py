@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple, Union
 
 from caffe_fold.errors import CheckError, Path, show
 from caffe_fold.nets.graph import Graph
 from caffe_fold.weights.caffemodel import Caffemodel
-from caffe_fold.writing.entries import Piece, Span
-from caffe_fold.writing.outputs import write_pieces
+from caffe_fold.writing.entries import Parts, Span, size_of
+from caffe_fold.writing.write import write_parts
 
 __all__ = ["WeightsFile", "opened_weights"]
 
@@ -29,10 +29,12 @@ class BinaryWeights(NamedTuple):
         """The caffemodel."""
         return Caffemodel.open(self.path)
 
-    def write(self, model: Caffemodel, pieces: Sequence[Piece], target: str, graph: Graph) -> None:
+    def write(
+        self, model: Caffemodel, parts: Parts, target: str, graph: Graph, threads: int | None
+    ) -> None:
         """Write the folded weights; ``graph`` is that of the folded net."""
-        write_pieces(model, pieces, target)
-        written, planned = os.path.getsize(target), sum(piece.size for piece in pieces)
+        write_parts(model, parts, target, threads)
+        written, planned = os.path.getsize(target), size_of(parts)
         if written != planned:
             raise CheckError(f"{written} bytes of weights were written and {planned} were planned")
 
@@ -53,18 +55,20 @@ class Hdf5Weights(NamedTuple):
         """The weights as a caffemodel."""
         return self._opened(self.path, "old.caffemodel", self.owners)
 
-    def write(self, model: Caffemodel, pieces: Sequence[Piece], target: str, graph: Graph) -> None:
+    def write(
+        self, model: Caffemodel, parts: Parts, target: str, graph: Graph, threads: int | None
+    ) -> None:
         """Write the folded weights as HDF5; unchanged ones byte for byte."""
         from caffe_fold.weights.hdf5 import from_caffemodel
 
-        copied = sum(piece.size for piece in pieces if isinstance(piece, Span))
-        if copied == model.source.size == sum(piece.size for piece in pieces):
+        copied = sum(piece.size for part in parts for piece in part if isinstance(piece, Span))
+        if copied == model.source.size == size_of(parts):
             import shutil
 
             shutil.copyfile(self.path, target)
             return
         new = os.path.join(self.scratch, "new.caffemodel")
-        write_pieces(model, pieces, new)
+        write_parts(model, parts, new, threads)
         with Caffemodel.open(new) as folded:
             promoted = self.owners.keys() - _owners(graph).keys()
             from_caffemodel(self.path, model, folded, target, promoted)

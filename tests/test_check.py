@@ -17,7 +17,7 @@ from support.nets import Net
 from caffe_fold import CheckError, cli, convert, fold, weights_files
 from caffe_fold.layers import affine, linear
 from caffe_fold.planning import planner
-from caffe_fold.writing import arithmetic, entries, folded_values, outputs, rewrite_prototxt
+from caffe_fold.writing import arithmetic, entries, folded_values, rewrite_prototxt, write
 
 Patch = pytest.MonkeyPatch
 
@@ -185,14 +185,14 @@ def after_writing(change: Callable[[Path], None]) -> Callable[[Patch], None]:
     """Change the written caffemodel before it is proven."""
 
     def spoil(patch: Patch) -> None:
-        right = outputs.write_pieces
+        right = write.write_parts
 
-        def wrong(model: Any, pieces: Any, path: str | None) -> None:
-            right(model, pieces, path)
+        def wrong(model: Any, parts: Any, path: str | None, threads: int | None) -> None:
+            right(model, parts, path, threads)
             if path is not None:
                 change(Path(path))
 
-        patch.setattr(weights_files, "write_pieces", wrong)
+        patch.setattr(weights_files, "write_parts", wrong)
 
     return spoil
 

@@ -576,7 +576,7 @@ def test_a_full_disk(folder: Path, call: Call, monkeypatch: Patch) -> None:
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(weights_files, "write_pieces", fail)
+    monkeypatch.setattr(weights_files, "write_parts", fail)
     assert_refused(call(*files(folder)), "cannot be written: No space left on device")
     assert names(folder) == INPUTS
 
@@ -622,12 +622,12 @@ def test_a_long_name_that_the_system_takes_is_taken(folder: Path, call: Call) ->
 # ---- Interruptions ----
 
 
-@pytest.mark.parametrize("step", ["rewrite_prototxt", "write_pieces", "check_values"])
+@pytest.mark.parametrize("step", ["rewrite_prototxt", "write_parts", "check_values"])
 def test_ctrl_c_leaves_nothing(step: str, folder: Path, call: Call, monkeypatch: Patch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    home = weights_files if step == "write_pieces" else convert
+    home = weights_files if step == "write_parts" else convert
     monkeypatch.setattr(home, step, interrupt)
     assert_refused(call(*files(folder)), "interrupted; nothing was written", code=130)
     assert names(folder) == INPUTS
@@ -656,14 +656,14 @@ INTERRUPTED = """
 import os, signal, sys
 from caffe_fold import cli, weights_files
 number = int(sys.argv.pop())
-write_pieces = weights_files.write_pieces
+write_parts = weights_files.write_parts
 
-def write_and_wait(model, pieces, path):
-    write_pieces(model, pieces, path)
+def write_and_wait(*arguments):
+    write_parts(*arguments)
     os.kill(os.getpid(), number)
     signal.pause()
 
-weights_files.write_pieces = write_and_wait
+weights_files.write_parts = write_and_wait
 cli.main()
 """
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Callable, NamedTuple, Union
 
@@ -21,8 +21,8 @@ from caffe_fold.weights import wire
 from caffe_fold.weights.caffemodel import Blob, Caffemodel, Entry, Form, Storage
 from caffe_fold.writing.folded_values import FoldedValues, rounded_vector
 
-__all__ = ["Bytes", "Names", "Piece", "Span", "Values"]
-__all__ += ["rewritten_fold", "rewritten_merge", "rewritten_names"]
+__all__ = ["Bytes", "Names", "Parts", "Piece", "Span", "Values"]
+__all__ += ["rewritten_fold", "rewritten_merge", "rewritten_names", "size_of"]
 
 Chunk = NDArray[Any]
 
@@ -73,6 +73,12 @@ class Values(NamedTuple):
 
 
 Piece = Union[Span, Bytes, Values]
+Parts = Sequence[Sequence[Piece]]
+
+
+def size_of(parts: Parts) -> int:
+    """The bytes of all pieces."""
+    return sum(piece.size for part in parts for piece in part)
 
 
 def _message(number: int, pieces: list[Piece]) -> list[Piece]:

@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
-from typing import IO, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from caffe_fold.errors import OutputError, Path, show
-from caffe_fold.weights.caffemodel import Caffemodel
-from caffe_fold.writing.entries import Bytes, Piece, Span
 
-__all__ = ["Outputs", "resolve_outputs", "temporary_pair", "write_pieces"]
-
-_BUFFER = 1 << 20
+__all__ = ["Outputs", "TemporaryPair", "resolve_outputs", "temporary_pair"]
 
 
 class Outputs(NamedTuple):
@@ -127,64 +123,3 @@ def _temporary(path: str) -> str:
         with contextlib.suppress(FileExistsError):
             os.close(os.open(made, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
             return made
-
-
-def write_pieces(model: Caffemodel, pieces: Iterable[Piece], path: str | None) -> None:
-    """Write pieces one behind the other; without a path only compute them."""
-    if path is None:
-        for piece in pieces:
-            if not isinstance(piece, (Span, Bytes)):
-                for _ in piece.chunks():
-                    pass
-        return
-    with open(path, "wb") as file:
-        for piece in _joined(pieces):
-            if isinstance(piece, Span):
-                _copy(model, piece.start, piece.end, file)
-            elif isinstance(piece, Bytes):
-                file.write(piece.data)
-            else:
-                for chunk in piece.chunks():
-                    file.write(chunk.data)
-
-
-def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """The pieces, with spans that follow each other in the file made one."""
-    held: Span | None = None
-    for piece in pieces:
-        if isinstance(piece, Span) and held is not None and held.end == piece.start:
-            held = Span(held.start, piece.end)
-            continue
-        if held is not None:
-            yield held
-        held = piece if isinstance(piece, Span) else None
-        if held is None:
-            yield piece
-    if held is not None:
-        yield held
-
-
-def _copy(model: Caffemodel, start: int, end: int, file: IO[bytes]) -> None:
-    """Copy bytes of the original, by the kernel where it can and it pays."""
-    if end - start >= _BUFFER and hasattr(os, "copy_file_range"):
-        file.flush()
-        start = _copy_by_kernel(model.source.descriptor, start, end, file.fileno())
-        file.seek(0, os.SEEK_END)
-    while start < end:
-        step = min(_BUFFER, end - start)
-        file.write(model.source.read(start, start + step))
-        start += step
-
-
-def _copy_by_kernel(source: int, start: int, end: int, target: int) -> int:
-    """Copy what the kernel will; gives the place from which on to copy otherwise."""
-    while start < end:
-        try:
-            copied = os.copy_file_range(source, target, end - start, start)
-        except OSError:
-            # Not every pair of file systems can; a full disk will say so again.
-            return start
-        if copied == 0:
-            return start
-        start += copied
-    return start

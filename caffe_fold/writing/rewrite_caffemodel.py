@@ -24,8 +24,9 @@ __all__ = ["rewrite_caffemodel"]
 
 def rewrite_caffemodel(
     model: Caffemodel, graph: Graph, plan: Plan, choices: Choices
-) -> Iterator[Piece]:
-    """The new caffemodel, from its first byte to its last."""
+) -> Iterator[list[Piece]]:
+    """The new caffemodel, from its first byte to its last, in parts: the pieces of a part
+    are to be computed in their order."""
     places = _places(graph)
     folds = {fold.at: fold for fold in plan.folds}
     merges = {merge.at: merge for merge in plan.merges}
@@ -33,22 +34,22 @@ def rewrite_caffemodel(
     new_behind = _new_entries(model, plan)
     end = 0
     for entry in model.entries:
-        yield Span(end, entry.start)
+        yield [Span(end, entry.start)]
         end = entry.end
         at = next(places[entry.name]) if entry.name in places else None
         if entry.name in gone:
             pass
         elif at in folds:
-            yield from rewritten_fold(model, entry, folds[at], _names(plan, graph, at), choices)
+            yield rewritten_fold(model, entry, folds[at], _names(plan, graph, at), choices)
         elif at in merges:
-            yield from rewritten_merge(model, entry, merges[at], _names(plan, graph, at), choices)
+            yield rewritten_merge(model, entry, merges[at], _names(plan, graph, at), choices)
         elif at is not None and _is_renamed(plan, graph, at):
-            yield from rewritten_names(model, entry, _names(plan, graph, at))
+            yield rewritten_names(model, entry, _names(plan, graph, at))
         else:
-            yield Span(entry.start, entry.end)
+            yield [Span(entry.start, entry.end)]
         for merge in new_behind.get(entry.index, ()):
-            yield from rewritten_merge(model, None, merge, _names(plan, graph, merge.at), choices)
-    yield Span(end, model.source.size)
+            yield rewritten_merge(model, None, merge, _names(plan, graph, merge.at), choices)
+    yield [Span(end, model.source.size)]
 
 
 def _places(graph: Graph) -> dict[str, Iterator[int]]:

@@ -1,0 +1,155 @@
+"""The new weights, written: each part of the file at its place, by several threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from caffe_fold.threads import each
+from caffe_fold.weights.caffemodel import Caffemodel
+from caffe_fold.writing.entries import Bytes, Parts, Piece, Span, Values
+
+__all__ = ["write_parts"]
+
+_BUFFER = 1 << 20
+# What a thread copies before it looks whether it is to stop.
+_COPIED = 1 << 26
+
+
+class _Job(NamedTuple):
+    """Pieces that lie one behind another, from ``at`` in the new file on."""
+
+    at: int
+    pieces: list[Piece]
+
+
+def write_parts(
+    model: Caffemodel, parts: Parts, path: str | None, threads: int | None = None
+) -> None:
+    """Write parts one behind another; without a path only compute their values.
+
+    The pieces of a part are computed in their order, parts by up to ``threads`` threads.
+    """
+    if path is None:
+        each(_compute, [part for part in parts if _values(part)], threads)
+        return
+    with open(path, "wb") as file:
+        target = file.fileno()
+        each(lambda job: _write(model, job, target), list(_jobs(parts)), threads)
+
+
+def _values(part: Sequence[Piece]) -> list[Values]:
+    return [piece for piece in part if isinstance(piece, Values)]
+
+
+def _compute(part: Sequence[Piece]) -> None:
+    for piece in _values(part):
+        for _ in piece.chunks():
+            pass
+
+
+def _jobs(parts: Parts) -> Iterator[_Job]:
+    """The parts as jobs: what is copied is joined, cut where it is long, and goes with the
+    next part that is computed where it is short."""
+    at, held, size = 0, list[Piece](), 0
+    for part in parts:
+        is_whole = bool(_values(part))
+        for piece in part if is_whole else _cut(part):
+            if not is_whole and size + piece.size > _COPIED:
+                yield _Job(at, held)
+                at, held, size = at + size, [], 0
+            _append(held, piece)
+            size += piece.size
+        if is_whole:
+            yield _Job(at, held)
+            at, held, size = at + size, [], 0
+    if held:
+        yield _Job(at, held)
+
+
+def _cut(part: Sequence[Piece]) -> Iterator[Piece]:
+    for piece in part:
+        if isinstance(piece, Span) and piece.size > _COPIED:
+            for start in range(piece.start, piece.end, _COPIED):
+                yield Span(start, min(start + _COPIED, piece.end))
+        else:
+            yield piece
+
+
+def _append(pieces: list[Piece], piece: Piece) -> None:
+    """Add a piece, as one with the last where both are spans that follow each other."""
+    last = pieces[-1] if pieces else None
+    if isinstance(piece, Span) and isinstance(last, Span) and last.end == piece.start:
+        pieces[-1] = Span(last.start, piece.end)
+    else:
+        pieces.append(piece)
+
+
+def _write(model: Caffemodel, job: _Job, target: int) -> None:
+    at, buffer = job.at, bytearray()
+    for piece in job.pieces:
+        if isinstance(piece, Span) and piece.size >= _BUFFER:
+            at = _flush(buffer, target, at)
+            _copy(model, piece, target, at)
+            at += piece.size
+        elif isinstance(piece, Span):
+            buffer += model.source.read(piece.start, piece.end)
+        elif isinstance(piece, Bytes):
+            buffer += piece.data
+        else:
+            for chunk in piece.chunks():
+                buffer += chunk.data
+                if len(buffer) >= _BUFFER:
+                    at = _flush(buffer, target, at)
+        if len(buffer) >= _BUFFER:
+            at = _flush(buffer, target, at)
+    _flush(buffer, target, at)
+
+
+def _flush(buffer: bytearray, target: int, at: int) -> int:
+    """Write a buffer and empty it; gives the place behind it."""
+    with memoryview(buffer) as data:
+        written = 0
+        while written < len(data):
+            written += _pwrite(target, data[written:], at + written)
+    buffer.clear()
+    return at + written
+
+
+_LOCK = threading.Lock()
+
+
+def _pwrite(descriptor: int, data: memoryview, at: int) -> int:
+    if hasattr(os, "pwrite"):
+        return os.pwrite(descriptor, data, at)
+    with _LOCK:
+        os.lseek(descriptor, at, os.SEEK_SET)
+        return os.write(descriptor, data)
+
+
+def _copy(model: Caffemodel, span: Span, target: int, at: int) -> None:
+    """Copy bytes of the original, by the kernel where it can."""
+    start = _copy_by_kernel(model.source.descriptor, span, target, at)
+    while start < span.end:
+        end = min(start + _BUFFER, span.end)
+        _flush(bytearray(model.source.read(start, end)), target, at + start - span.start)
+        start = end
+
+
+def _copy_by_kernel(source: int, span: Span, target: int, at: int) -> int:
+    """Copy what the kernel will; gives the place from which on to copy otherwise."""
+    start = span.start
+    while start < span.end and hasattr(os, "copy_file_range"):
+        try:
+            copied = os.copy_file_range(
+                source, target, span.end - start, start, at + start - span.start
+            )
+        except OSError:
+            # Not every pair of file systems can; a full disk will say so again.
+            return start
+        if copied == 0:
+            return start
+        start += copied
+    return start
