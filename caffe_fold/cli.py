@@ -77,6 +77,9 @@ def _terminated(*_: object) -> NoReturn:
 def main() -> NoReturn:
     """The entry point: every outcome is an exit code and at most one line of error."""
     signal.signal(signal.SIGTERM, _terminated)
+    # Folding has threads of its own; those of NumPy's BLAS would stand in their way.
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
     sys.exit(_run())
 
 

@@ -259,10 +259,19 @@ def test_a_blob_whose_values_cannot_be_read_says_why(
     assert problem in the_blob(data, tmp_path)[0].problem
 
 
+@pytest.mark.parametrize("size", [0, 5000])
+def test_blobs_of_another_wire_type_are_unknown_as_in_protobuf(size: int, tmp_path: Path) -> None:
+    data = length_field(1, b"n" * size) + number(7, 1)
+    assert not caffe_pb2.LayerParameter.FromString(data).blobs
+    path = tmp_path / "net.caffemodel"
+    path.write_bytes(length_field(100, data))
+    with Caffemodel.open(path) as model:
+        assert [entry.blobs for entry in model.entries] == [()]
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (length_field(100, number(7, 1)), "a blob is no message"),
         (number(100, 1), "its layers are no messages"),
         (number(2, 1), "its layers are no messages"),
         (length_field(1, b"net"), "it holds no layers"),

@@ -8,6 +8,7 @@ does not.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import math
 import os
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from caffe_fold import caffe_pb2
@@ -29,6 +31,7 @@ Array = NDArray[np.float64]
 _LAYER_FIELDS = {100: {"blobs": 7}, 2: {"blobs": 6}}
 _HEAD_LIMIT = 1 << 26
 _CHUNK = 1 << 18
+_SMALL = 1 << 10
 _AXES = 32  # kMaxBlobAxes (BVLC, blob.hpp)
 
 
@@ -207,20 +210,37 @@ def name_text(value: str | bytes) -> str:
 
 
 def _entry(source: wire.Source, record: wire.Record, index: int) -> Entry:
+    """Index one layer. Most have no blobs and are small; these the bindings read whole,
+    which is quicker than to walk them."""
+    if record.number == 100 and record.end - record.value <= _SMALL:
+        with contextlib.suppress(DecodeError):  # the walk finds the place
+            layer = caffe_pb2.LayerParameter.FromString(source.read(record.value, record.end))
+            if not layer.blobs:
+                return _made(record, index, layer, (), None)
+    return _walked_entry(source, record, index)
+
+
+def _walked_entry(source: wire.Source, record: wire.Record, index: int) -> Entry:
     blobs: list[Blob] = []
     head: list[tuple[int, int]] = []
     v0_name: str | None = None
     blobs_number = _LAYER_FIELDS[record.number]["blobs"]
     for field in wire.Walk(source, record.value, record.end):
-        if field.number == blobs_number:
-            if field.wire_type != wire.LENGTH:
-                raise source.error(field.start, "not a caffemodel (a blob is no message)")
+        # Protobuf takes a field of another wire type for one that it does not know.
+        is_message = field.wire_type == wire.LENGTH
+        if field.number == blobs_number and is_message:
             blobs.append(_blob(source, field))
-        elif record.number == 2 and field.number == _V0_LAYER and field.wire_type == wire.LENGTH:
+        elif record.number == 2 and field.number == _V0_LAYER and is_message:
             v0_name = _v0_name(source, field)
         else:
             head.append((field.start, field.end))
-    layer = _message(source, record, record.number == 100, _joined(source, record, head))
+    layer = _message(source, record, _joined(source, record, head))
+    return _made(record, index, layer, tuple(blobs), v0_name)
+
+
+def _made(
+    record: wire.Record, index: int, layer: Any, blobs: tuple[Blob, ...], v0_name: str | None
+) -> Entry:
     return Entry(
         index=index,
         number=record.number,
@@ -231,7 +251,7 @@ def _entry(source: wire.Source, record: wire.Record, index: int) -> Entry:
         type=name_text(layer.type) if record.number == 100 else str(layer.type),
         bottoms=tuple(map(name_text, layer.bottom)),
         tops=tuple(map(name_text, layer.top)),
-        blobs=tuple(blobs),
+        blobs=blobs,
         is_v0=v0_name is not None,
     )
 
@@ -261,10 +281,9 @@ def _v0_name(source: wire.Source, record: wire.Record) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-def _message(source: wire.Source, record: wire.Record, is_v2: bool, head: bytes) -> Any:
-    from google.protobuf.message import DecodeError
-
-    kind = caffe_pb2.LayerParameter if is_v2 else caffe_pb2.V1LayerParameter
+def _message(source: wire.Source, record: wire.Record, head: bytes) -> Any:
+    """A layer's message; ``head`` may leave its blobs out."""
+    kind = caffe_pb2.LayerParameter if record.number == 100 else caffe_pb2.V1LayerParameter
     try:
         return kind.FromString(head)
     except DecodeError as error:
@@ -273,7 +292,7 @@ def _message(source: wire.Source, record: wire.Record, is_v2: bool, head: bytes)
 
 def _blob(source: wire.Source, record: wire.Record) -> Blob:
     """Index one blob: the runs of its values, and its shape by the bindings."""
-    found: dict[Form, list[Run]] = {form: [] for form in Form}
+    found: dict[int, list[Run]] = {5: [], 8: [], 12: []}
     head: list[tuple[int, int]] = []
     before, types = None, b""
     fields = wire.Walk(source, record.value, record.end)
@@ -281,14 +300,14 @@ def _blob(source: wire.Source, record: wire.Record) -> Blob:
         if field.number in _VALUES and before is None:
             before = len(head)
         if field.number in _FLOATS:
-            form, item = _FLOATS[field.number]
+            item = _FLOATS[field.number]
             run = _run(source, field, record.end, item)
-            found[form].append(run)
+            found[field.number].append(run)
             fields.skip_to(
                 run.offset + run.stride * (run.count - 1) + item if run.count else field.end
             )
         elif field.number == 12 and field.wire_type == wire.LENGTH:
-            found[Form.RAW_DATA] = [Run(field.value, field.end - field.value, 1)]
+            found[12] = [Run(field.value, field.end - field.value, 1)]
         elif field.number in _GRADIENTS:
             fields.skip_to(_skip_repeats(source, field, record.end))
         elif field.number == 10:
@@ -300,7 +319,7 @@ def _blob(source: wire.Source, record: wire.Record) -> Blob:
 
 
 _VALUES = frozenset((5, 8, 12))
-_FLOATS = {5: (Form.DATA, 4), 8: (Form.DOUBLE_DATA, 8)}
+_FLOATS = {5: 4, 8: 8}  # bytes a value
 _GRADIENTS = frozenset((6, 9, 11, 13))
 
 
@@ -348,10 +367,8 @@ def _described(
     types: bytes,
     head: tuple[tuple[int, int], ...],
     before: int,
-    found: dict[Form, list[Run]],
+    found: dict[int, list[Run]],
 ) -> Blob:
-    from google.protobuf.message import DecodeError
-
     try:
         proto = caffe_pb2.BlobProto.FromString(_joined(source, record, head) + types)
     except DecodeError as error:
@@ -383,15 +400,16 @@ def _shown(shape: tuple[int, ...]) -> str:
 
 
 def _values_of(
-    proto: caffe_pb2.BlobProto, found: dict[Form, list[Run]]
+    proto: caffe_pb2.BlobProto, found: dict[int, list[Run]]
 ) -> tuple[Form, Storage, list[Run], str]:
     """The values that count: double_data before data (Blob::FromProto, blob.cpp), and
     raw_data where data is empty (NVIDIA's fork)."""
-    if found[Form.DOUBLE_DATA]:
-        return Form.DOUBLE_DATA, Storage.DOUBLE, found[Form.DOUBLE_DATA], ""
-    if found[Form.DATA] or not found[Form.RAW_DATA]:
-        return Form.DATA, Storage.FLOAT, found[Form.DATA], ""
-    (raw,) = found[Form.RAW_DATA]
+    data, doubles, raw_data = found.values()
+    if doubles:
+        return Form.DOUBLE_DATA, Storage.DOUBLE, doubles, ""
+    if data or not raw_data:
+        return Form.DATA, Storage.FLOAT, data, ""
+    (raw,) = raw_data
     storage = _RAW.get(proto.raw_data_type) if proto.HasField("raw_data_type") else None
     if storage is None:
         kind = caffe_pb2.BlobProto.Type.Name(proto.raw_data_type)

@@ -206,7 +206,7 @@ def _entry(model: Caffemodel, entry: Entry, changes: _Changes) -> list[Piece]:
     pieces: list[Piece] = []
     for record in wire.Walk(model.source, entry.body, entry.end):
         replaced = _replaced(model, entry, record, seen[record.number], changes)
-        seen[record.number] += 1
+        seen[record.number] += record.wire_type == wire.LENGTH
         pieces += [Span(record.start, record.end)] if replaced is None else replaced
     if not seen[_NUMBERS[entry.number]["blobs"]]:
         pieces += _blob_fields(entry.number, changes.blobs)
@@ -219,6 +219,10 @@ def _replaced(
     """What stands in a field's place, or None where it stays. ``index`` counts the
     fields of its number before it."""
     numbers = _NUMBERS[entry.number]
+    if record.wire_type != wire.LENGTH:
+        # V1's type is an enum, and it has no Scale.
+        is_type = entry.number == 2 and record.number == numbers["type"]
+        return [] if is_type and changes.type is not None else None
     for kind, names in (("bottom", changes.names.bottoms), ("top", changes.names.tops)):
         if record.number == numbers[kind]:
             name = names[index] if index < len(names) else None
@@ -229,12 +233,10 @@ def _replaced(
         if record.number == numbers["param"]:
             return []
         if record.number == numbers["type"]:
-            # V1's type is an enum, and it has no Scale.
-            return [_text(record.number, changes.type)] if entry.number == 100 else []
+            return [_text(record.number, changes.type)] if entry.number == 100 else None
         if record.number == _BATCH_NORM_PARAM and entry.type == "BatchNorm":
             return [Bytes(wire.length_field(_SCALE_PARAM, _flag(_SCALE_BIAS_TERM)))]
-    is_message = record.wire_type == wire.LENGTH and record.number in _HYPER_PARAMETERS
-    if changes.bias_term is None or not is_message:
+    if changes.bias_term is None or record.number not in _HYPER_PARAMETERS:
         return None
     old = model.source.read(record.value, record.end)
     new = changes.bias_term(record.number, old)

@@ -7,15 +7,19 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from caffe_fold.threads import each
 from caffe_fold.weights.caffemodel import Caffemodel
 from caffe_fold.writing.entries import Bytes, Parts, Piece, Span, Values
 
 __all__ = ["write_parts"]
 
+# From this size on, bytes are written as they are; smaller ones are gathered.
+_LARGE = 1 << 17
 _BUFFER = 1 << 20
 # What a thread copies before it looks whether it is to stop.
-_COPIED = 1 << 26
+_COPIED = 1 << 24
 
 
 class _Job(NamedTuple):
@@ -88,34 +92,43 @@ def _append(pieces: list[Piece], piece: Piece) -> None:
 
 
 def _write(model: Caffemodel, job: _Job, target: int) -> None:
-    at, buffer = job.at, bytearray()
+    at, gathered = job.at, bytearray()
     for piece in job.pieces:
-        if isinstance(piece, Span) and piece.size >= _BUFFER:
-            at = _flush(buffer, target, at)
+        if isinstance(piece, Span) and piece.size >= _LARGE:
+            at = _write_all(target, gathered, at)
+            gathered = bytearray()
             _copy(model, piece, target, at)
             at += piece.size
-        elif isinstance(piece, Span):
-            buffer += model.source.read(piece.start, piece.end)
-        elif isinstance(piece, Bytes):
-            buffer += piece.data
-        else:
-            for chunk in piece.chunks():
-                buffer += chunk.data
-                if len(buffer) >= _BUFFER:
-                    at = _flush(buffer, target, at)
-        if len(buffer) >= _BUFFER:
-            at = _flush(buffer, target, at)
-    _flush(buffer, target, at)
+            continue
+        for data in _data(model, piece):
+            if len(data) < _LARGE:
+                gathered += data
+            if len(data) >= _LARGE or len(gathered) >= _LARGE:
+                at = _write_all(target, gathered, at)
+                gathered = bytearray()
+            if len(data) >= _LARGE:
+                at = _write_all(target, data, at)
+    _write_all(target, gathered, at)
 
 
-def _flush(buffer: bytearray, target: int, at: int) -> int:
-    """Write a buffer and empty it; gives the place behind it."""
-    with memoryview(buffer) as data:
-        written = 0
-        while written < len(data):
-            written += _pwrite(target, data[written:], at + written)
-    buffer.clear()
-    return at + written
+def _data(model: Caffemodel, piece: Piece) -> Iterator[bytes | memoryview]:
+    """The bytes of a piece."""
+    if isinstance(piece, Span):
+        yield model.source.read(piece.start, piece.end)
+    elif isinstance(piece, Bytes):
+        yield piece.data
+    else:
+        for chunk in piece.chunks():
+            yield np.ascontiguousarray(chunk).data.cast("B")
+
+
+def _write_all(target: int, data: bytes | bytearray | memoryview, at: int) -> int:
+    """Write bytes; gives the place behind them."""
+    view = memoryview(data)
+    while view:
+        written = _pwrite(target, view, at)
+        view, at = view[written:], at + written
+    return at
 
 
 _LOCK = threading.Lock()
@@ -134,7 +147,7 @@ def _copy(model: Caffemodel, span: Span, target: int, at: int) -> None:
     start = _copy_by_kernel(model.source.descriptor, span, target, at)
     while start < span.end:
         end = min(start + _BUFFER, span.end)
-        _flush(bytearray(model.source.read(start, end)), target, at + start - span.start)
+        _write_all(target, model.source.read(start, end), at + start - span.start)
         start = end
 
 
