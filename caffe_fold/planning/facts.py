@@ -8,6 +8,7 @@ and concerns its layer alone.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from caffe_fold.layers.affine import AFFINE, AffineMap, AffineType, Constants, R
 from caffe_fold.layers.linear import LINEAR, Layout, fitted
 from caffe_fold.nets.graph import Graph
 from caffe_fold.nets.net import Layer, Parsed
+from caffe_fold.nets.prototxt import Field
 from caffe_fold.nets.ranks import ranks
 from caffe_fold.planning.sharing import Sharing
 from caffe_fold.weights.caffemodel import Blob, Caffemodel, Entry
@@ -81,6 +83,7 @@ class Facts:
         self.blocked = blocked or {}
         self.sharing = Sharing(graph, model)
         self.unknown: dict[int, tuple[str, ...]] = {}
+        self._net_engines = self._named_engines(graph.net.document.fields)
         self._affine: dict[int, AffineLayer | Refused] = {}
         self._linear: dict[int, LinearLayer | Refused] = {}
         self._ranks: dict[int, int | None] | None = None
@@ -229,9 +232,11 @@ class Facts:
 
     def _engines(self, layer: Layer, parsed: Parsed) -> tuple[str, ...]:
         """The engines named for a layer: in itself, in its parameters, for the whole net."""
-        document = self.graph.net.document
-        fields = (*layer.fields, *parsed.fields, *document.fields)
-        return tuple(document.value(f) for f in fields if f.name == "engine" and f.fields is None)
+        return (*self._named_engines((*layer.fields, *parsed.fields)), *self._net_engines)
+
+    def _named_engines(self, fields: Iterable[Field]) -> tuple[str, ...]:
+        value = self.graph.net.document.value
+        return tuple(value(f) for f in fields if f.name == "engine" and f.fields is None)
 
     def _rank_for(self, at: int, parsed: Parsed) -> int | None:
         """The rank of a layer's bottom, where an axis that counts from the end asks."""
