@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 import tracemalloc
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +287,13 @@ def test_blobs_of_another_wire_type_are_unknown_as_in_protobuf(size: int, tmp_pa
 def test_what_is_no_caffemodel_is_refused(data: bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(CaffemodelError, match=message):
         opened(data, tmp_path)
+
+
+def test_a_signalling_nan_is_read_without_a_warning(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, values = the_blob(length_field(5, b"\x01\x00\x80\x7f") + shape(1), tmp_path)
+    assert np.isnan(values).all()
 
 
 def test_same_values_are_the_same_bit_by_bit(tmp_path: Path) -> None:

@@ -189,7 +189,8 @@ class Caffemodel(NamedTuple):
 
     def vector(self, blob: Blob) -> Array:
         """All values of a (small) blob in float64, 1-D."""
-        return self.values(blob).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            return self.values(blob).astype(np.float64)
 
     def same_values(self, a: Blob, b: Blob, other: Caffemodel | None = None) -> bool:
         """Whether two blobs, ``b`` of another file if one is given, have one shape and
