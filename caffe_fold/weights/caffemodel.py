@@ -303,7 +303,8 @@ def _blob(source: wire.Source, record: wire.Record) -> Blob:
         if field.number in _FLOATS:
             item = _FLOATS[field.number]
             run = _run(source, field, record.end, item)
-            found[field.number].append(run)
+            if run.count:  # an empty one is to protobuf as none
+                found[field.number].append(run)
             fields.skip_to(
                 run.offset + run.stride * (run.count - 1) + item if run.count else field.end
             )
