@@ -35,8 +35,9 @@ STRINGS = (
 WORDS = (
     "true false True f t TRAIN TEST CAFFE CUDNN DEFAULT PERMISSIVE STRICT MAX name type bottom top "
     "layer layers param include exclude phase stage not_stage min_level max_level loss_weight "
-    "input input_dim input_shape state dim shape convolution_param num_output bias_term kernel_size "
-    "kernel_h kernel_w pad stride group dilation axis num_axes engine inner_product_param transpose "
+    "input input_dim input_shape state dim shape convolution_param num_output bias_term "
+    "kernel_size kernel_h kernel_w pad stride group dilation axis num_axes engine transpose "
+    "inner_product_param "
     "batch_norm_param use_global_stats eps moving_average_fraction scale_param bias_param "
     "power_param power scale shift share_mode blobs blobs_lr quantization_param relu weight_filler "
     "CONVOLUTION RELU BN POWER INNER_PRODUCT _ x scale_bias use_weight_bias bn_mode INFERENCE"
@@ -56,9 +57,9 @@ FIELDS = (
 )  # fmt: skip
 
 INSERTS = (
-    "\n", " ", "\t", "\r", "\r\n", "\f", "\v", "\x00", "\x1c", "\x85", "\xa0", "\xff", "\xef\xbb\xbf",
-    "\xe2\x80\xa8", "{", "}", "<", ">", "[", "]", ":", ",", ";", ";;", "#", "# x\n", '"', "'", "\\",
-    "-", "+", ".", "/", "\xc3\xa4",
+    "\n", " ", "\t", "\r", "\r\n", "\f", "\v", "\x00", "\x1c", "\x85", "\xa0", "\xff",
+    "\xef\xbb\xbf", "\xe2\x80\xa8", "{", "}", "<", ">", "[", "]", ":", ",", ";", ";;", "#", "# x\n",
+    '"', "'", "\\", "-", "+", ".", "/", "\xc3\xa4",
 )  # fmt: skip
 
 
@@ -284,7 +285,7 @@ def _huge(text: str, rng: Random) -> str:
             f"{word} $",
             f"layer {{ name: {word} }}",
             f"layer {{ phase: {word} }}",
-            f"layer {{ name: 'x' type: 'Power' bottom: 'a' top: 'b' power_param {{ power: {word} }} }}",
+            f"layer {{ name: 'x' type: 'Power' power_param {{ power: {word} }} }}",
             text + "#" * (10 * count),
             text.replace("1", "9" * count, 1),
             text + " layer { top: [" + "'a'," * count + "'b'] }",

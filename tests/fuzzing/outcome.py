@@ -6,6 +6,7 @@ import contextlib
 import resource
 import signal
 import traceback
+import warnings
 from collections.abc import Iterator
 from typing import Any, Callable
 
@@ -14,7 +15,7 @@ from caffe_fold import CaffeFoldError
 __all__ = ["Finding", "Slow", "judged", "limited_memory", "require_line"]
 
 SECONDS = 10
-"""What one case may take; a good one takes milliseconds."""
+"""What one case may take of a processor; a good one takes milliseconds."""
 
 _LONGEST = 10_100
 
@@ -39,7 +40,9 @@ def judged(check: Callable[[Any], str], case: Any) -> str:
     :raises Finding: for whatever is neither right nor one line.
     """
     try:
-        with _limited_time(SECONDS):
+        with warnings.catch_warnings(), _limited_time(SECONDS):
+            # NumPy's, which would reach the user's terminal.
+            warnings.simplefilter("error", RuntimeWarning)
             return check(case)
     except CaffeFoldError as error:
         require_line(str(error))
@@ -55,13 +58,13 @@ def _limited_time(seconds: float) -> Iterator[None]:
     def stop(*_: object) -> None:
         raise Slow(f"over {seconds} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def limited_memory(more: int = 1 << 30) -> None:

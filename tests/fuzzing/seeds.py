@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,9 +14,9 @@ from random_nets import RandomNet, nets
 from support.nets import Array, Net
 from support.wire import BlobFormat
 
-from .mutate_wire import joined, records
+from .mutate_wire import records
 
-__all__ = ["Seed", "excerpts", "made", "pieces_of_text", "weights_of"]
+__all__ = ["Seed", "excerpts", "made", "pieces_of_text", "pieces_of_weights"]
 
 
 class Seed(NamedTuple):
@@ -127,23 +128,27 @@ def _forks() -> Net:
     return net
 
 
-def excerpts(folder: Path, limit: int = 8000) -> Iterator[bytes]:
-    """Pieces of the real nets below a folder: some layers in a row of each file, texts
-    (``.prototxt``) and weights (``.caffemodel``) alike, of at most ``limit`` bytes."""
-    for path in sorted(folder.rglob("*.prototxt")):
-        yield from pieces_of_text(path.read_bytes(), limit)
+def excerpts(folder: Path, suffix: str, limit: int = 1500) -> Iterator[bytes]:
+    """Pieces of the real nets below a folder, some layers in a row of each file, of at most
+    ``limit`` bytes; ``suffix`` is ".prototxt" or ".caffemodel"."""
+    if suffix == ".prototxt":
+        for path in sorted(folder.rglob("*.prototxt")):
+            yield from pieces_of_text(path.read_bytes(), limit)
+        return
     for path in sorted(folder.rglob("*.caffemodel")):
-        data = path.read_bytes()
-        try:
-            yield from _pieces([one.bytes() for one in records(data)], limit)
-        except (ValueError, IndexError):  # not a whole caffemodel
-            continue
+        with contextlib.suppress(ValueError, IndexError):  # not a whole caffemodel
+            yield from pieces_of_weights(path.read_bytes(), limit)
 
 
 def pieces_of_text(data: bytes, limit: int) -> Iterator[bytes]:
     """Layers in a row, of a text in which each starts a line."""
     parts = data.replace(b"\nlayer", b"\n\0layer").split(b"\0")
     return _pieces([part for part in parts if part], limit)
+
+
+def pieces_of_weights(data: bytes, limit: int) -> Iterator[bytes]:
+    """Layers in a row, of a whole caffemodel."""
+    return _pieces([one.bytes() for one in records(data)], limit)
 
 
 def _pieces(parts: Sequence[bytes], limit: int, most: int = 12) -> Iterator[bytes]:
@@ -158,8 +163,3 @@ def _pieces(parts: Sequence[bytes], limit: int, most: int = 12) -> Iterator[byte
             piece += part
     if piece:
         yield piece
-
-
-def weights_of(pieces: Sequence[bytes]) -> list[bytes]:
-    """Those of some excerpts that are weights."""
-    return [piece for piece in pieces if b"\0" in piece and joined(records(piece)) == piece]

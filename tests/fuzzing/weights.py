@@ -21,15 +21,15 @@ from caffe_fold.weights.caffemodel import Blob, Caffemodel, Entry, Form
 from . import mutate_wire
 from .outcome import Finding
 from .schema import weights_class
-from .seeds import made
+from .seeds import made, pieces_of_weights
 
-__all__ = ["case", "check", "seeds"]
+__all__ = ["again", "case", "check", "corpus", "from_bytes", "seeds"]
 
 
 @functools.cache
 def seeds() -> tuple[bytes, ...]:
     """The files that are mutated."""
-    return tuple(seed.weights for seed in made())
+    return tuple(piece for seed in made() for piece in pieces_of_weights(seed.weights, 500))
 
 
 def case(rng: Random, pool: Sequence[bytes] = ()) -> bytes:
@@ -154,10 +154,56 @@ def _is_stricter(complaint: str) -> bool:
 
 
 def _require_damage_elsewhere(model: Caffemodel, data: bytes, complaint: str) -> None:
-    """What protobuf refuses and the reader takes is damaged outside of the layers, where
-    the fold reads nothing."""
-    layers = b"".join(data[entry.start : entry.end] for entry in model.entries)
+    """What protobuf refuses and the reader takes is damaged where the fold reads nothing:
+    outside of the layers, or in a gradient; or it has lengths of more bytes than they need,
+    which the protobuf of Caffe's days takes and that of today does not."""
+    layers = (data[entry.body : entry.end] for entry in model.entries)
+    number = model.entries[0].number
+    read = b"".join(wire.length_field(number, _only_read(body, number)) for body in layers)
     try:
-        weights_class().FromString(layers)
+        weights_class().FromString(read)
     except DecodeError as error:
         raise Finding(f"read, and refused by protobuf: {complaint}") from error
+
+
+_BLOB = 0
+_BLOBS = {100: 7, 2: 6}
+_GRADIENTS = (6, 9, 11, 13)
+
+
+def _only_read(data: bytes, kind: int) -> bytes:
+    """A layer, by its number in the net, or a blob: without gradients, its tags and lengths
+    in the fewest bytes."""
+    made = b""
+    for field in wire.walk_bytes(data):
+        value = data[field.value : field.end]
+        if kind == _BLOB and field.number in _GRADIENTS:
+            continue
+        if field.wire_type != wire.LENGTH:
+            made += wire.tag_bytes(field.number, field.wire_type) + value
+        elif _BLOBS.get(kind) == field.number:
+            made += wire.length_field(field.number, _only_read(value, _BLOB))
+        else:
+            made += wire.length_field(field.number, value)
+    return made
+
+
+# ---- For a fuzzer that keeps cases as bytes ----
+
+
+def again(data: bytes, rng: Random) -> bytes:
+    """A case mutated further, or a new one where it is no whole file any more."""
+    try:
+        return mutate_wire.mutated(data, rng, seeds())
+    except (ValueError, IndexError):
+        return case(rng)
+
+
+def from_bytes(data: bytes) -> bytes:
+    """The case that bytes stand for."""
+    return data
+
+
+def corpus() -> list[bytes]:
+    """What to start from."""
+    return list(seeds())
