@@ -103,6 +103,20 @@ def test_a_scale_without_the_bias_that_the_text_implies(tmp_path: Path) -> None:
     assert "'scale'" in done.warnings["no-bias-blob"]
 
 
+def test_a_bias_stays_where_the_weights_are_those_of_another_layer_of_its_name(
+    tmp_path: Path,
+) -> None:
+    """Caffe gives the weights to the first layer of a name; the second has its own from the
+    layer with which it shares them."""
+    net = Net("twice")
+    net.input("data", (1, 2, 4, 4))
+    shared = "param { name: 'w' } param { name: 'b' }"
+    net.conv("conv", "data", 2, 2, 1, bias=False)
+    net.conv("owner", "data", 2, 2, 1, extra=shared)
+    net.conv("conv", "data", 2, 2, 1, top="second", extra=shared).in_weights = False
+    assert fold_net(net, tmp_path).is_unchanged
+
+
 def test_an_inner_product_without_the_bias_that_the_text_implies(tmp_path: Path) -> None:
     net = Net()
     net.input("data", (2, N))

@@ -222,6 +222,8 @@ class Facts:
             return False
         if layer.type == "Scale" and len(layer.bottoms) != 1:
             return False
+        if self.graph.name_counts[layer.name] > 1:  # the weights may be another one's
+            return False
         message = self.graph.net.parsed(layer, kind.parameter, kind.message).message
         return bool(message.bias_term)
 
