@@ -22,8 +22,12 @@ __all__ = ["WeightsFile", "opened_weights"]
 
 class BinaryWeights(NamedTuple):
     """A serialized NetParameter, read and written as it stands."""
-
     path: Path
+
+    @property
+    def kind(self) -> str:
+        """What ``opened_weights`` takes it for."""
+        return "binary"
 
     def open(self) -> Caffemodel:
         """The caffemodel."""
@@ -46,10 +50,14 @@ class BinaryWeights(NamedTuple):
 class Hdf5Weights(NamedTuple):
     """Weights in HDF5; ``owners`` tells whose blob each sharer's is, since Caffe stores it
     once. Files in ``scratch`` stand for them as caffemodels."""
-
     path: Path
     owners: dict[tuple[str, int], tuple[str, int]]
     scratch: str
+
+    @property
+    def kind(self) -> str:
+        """What ``opened_weights`` takes it for."""
+        return "hdf5"
 
     def open(self) -> Caffemodel:
         """The weights as a caffemodel."""
