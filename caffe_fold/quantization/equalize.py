@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from caffe_fold.choices import Choices
 from caffe_fold.errors import CheckError, InputError, show
@@ -22,7 +23,7 @@ from caffe_fold.planning.facts import AffineLayer, Facts, LinearLayer
 from caffe_fold.planning.plan import Fold, Plan
 from caffe_fold.planning.surgery import Surgery
 from caffe_fold.quantization.check_equalized import check_equalized
-from caffe_fold.quantization.factors import Exponents, exponents
+from caffe_fold.quantization.factors import balancing_factors
 from caffe_fold.quantization.maxima import Maxima
 from caffe_fold.quantization.pairs import Pair, Pairs, chains
 from caffe_fold.quantization.result import Equalized, EqualizedPair, LayerRange, LeftAlone
@@ -33,6 +34,8 @@ from caffe_fold.writing.folded_values import Blocked
 from caffe_fold.writing.rewrite_caffemodel import rewrite_caffemodel
 
 __all__ = ["equalize_weights"]
+
+Array = NDArray[np.float64]
 
 _CHOICES = Choices()
 
@@ -125,16 +128,16 @@ def _planned(
     ranges: list[LayerRange] = []
     for chain in chains(pairs):
         maxima = _maxima(model, chain)
-        factors = exponents(maxima)
-        if any(exponent.any() for exponent in factors):
+        factors = balancing_factors(maxima)
+        if not all(_is_one(scale) for scale in factors):
             found.append(chain)
             folds += _folds(chain, factors)
             ranges += _ranges(chain, maxima, factors)
-        for pair, exponent in zip(chain, factors):
-            if exponent.any():
-                done.append(_reported(pair, exponent))
-            else:
+        for pair, scale in zip(chain, factors):
+            if _is_one(scale):
                 alone.append(_in_balance(pair))
+            else:
+                done.append(_reported(pair, scale))
     plan = Plan(Surgery(graph, ()), tuple(folds), (), (), (), ())
     return _Equalizing(tuple(found), plan, Equalized(tuple(done), tuple(alone), tuple(ranges)))
 
@@ -151,13 +154,13 @@ def _maxima(model: Caffemodel, chain: Sequence[Pair]) -> list[Maxima]:
     return found
 
 
-def _folds(chain: Sequence[Pair], factors: Sequence[Exponents]) -> list[Fold]:
+def _folds(chain: Sequence[Pair], factors: Sequence[Array]) -> list[Fold]:
     """The layers of a chain with the factors around them, those that change."""
     layers = [(chain[0].at, chain[0].first), *((pair.to, pair.second) for pair in chain)]
     found = []
     for index, (at, linear) in enumerate(layers):
         before = _scaling(linear, factors[index - 1]) if index else None
-        behind = _scaling(linear, -factors[index]) if index < len(factors) else None
+        behind = _scaling(linear, 1 / factors[index]) if index < len(factors) else None
         fold = Fold(
             at,
             linear,
@@ -171,9 +174,8 @@ def _folds(chain: Sequence[Pair], factors: Sequence[Exponents]) -> list[Fold]:
     return found
 
 
-def _scaling(linear: LinearLayer, exponent: Exponents) -> AffineLayer:
-    """A Scale beside a layer that multiplies each channel by two to a power."""
-    factors = np.ldexp(1.0, exponent)
+def _scaling(linear: LinearLayer, factors: Array) -> AffineLayer:
+    """A Scale beside a layer that multiplies each channel by a factor."""
     constants = Constants(None, (factors,), (factors.shape,), None, "TEST", (), _CHOICES)
     scale = AffineMap(factors, np.zeros(1), factors.size)
     return AffineLayer(linear.layer, AFFINE["Scale"], scale, constants, ())
@@ -183,29 +185,32 @@ def _scaling(linear: LinearLayer, exponent: Exponents) -> AffineLayer:
 
 
 def _ranges(
-    chain: Sequence[Pair], maxima: Sequence[Maxima], factors: Sequence[Exponents]
+    chain: Sequence[Pair], maxima: Sequence[Maxima], factors: Sequence[Array]
 ) -> list[LayerRange]:
-    """The ranges of output channels of a chain's layers. A power of two goes through a
-    maximum as it is."""
+    """The ranges of output channels of the layers of a chain that change."""
     found = []
     for index, layer in enumerate(maxima):
         before = layer.of_outputs(np.ones(layer.channels))
-        scale = np.ldexp(1.0, factors[index - 1]) if index else np.ones(layer.channels)
+        scale = factors[index - 1] if index else np.ones(layer.channels)
         after = layer.of_outputs(scale)
         if index < len(factors):
-            after = np.ldexp(after, -factors[index])
+            after /= factors[index]
         if not np.array_equal(before, after):
             numbers = [float(f(values)) for values in (before, after) for f in (np.max, np.median)]
             found.append(LayerRange(layer.layer.layer.name, layer.layer.layer.type, *numbers))
     return found
 
 
-def _reported(pair: Pair, exponent: Exponents) -> EqualizedPair:
+def _is_one(factors: Array) -> bool:
+    return bool((factors == 1).all())
+
+
+def _reported(pair: Pair, factors: Array) -> EqualizedPair:
     return EqualizedPair(
         pair.first.layer.name,
         pair.second.layer.name,
-        float(np.ldexp(1.0, exponent.min())),
-        float(np.ldexp(1.0, exponent.max())),
+        float(factors.min()),
+        float(factors.max()),
         pair.blobs,
     )
 

@@ -17,7 +17,7 @@ _SHOWN = 3
 class EqualizedPair(NamedTuple):
     """Two linear layers: the weights of the first are divided by a factor for each output
     channel, and those of the second multiplied by it. ``blobs`` lie in between, divided by
-    it, too; ``smallest`` and ``largest`` are of the factors, which are powers of two."""
+    it, too; ``smallest`` and ``largest`` are of the factors."""
 
     first: str
     second: str
@@ -78,8 +78,8 @@ class Equalized(NamedTuple):
         for pair in self.pairs:
             before, after = ranges[pair.first].ratios
             yield (
-                f"balanced {show(pair.first)} -> {show(pair.second)} by {pair.smallest:g} to "
-                f"{pair.largest:g}; largest/median range {before:.3g} -> {after:.3g}"
+                f"balanced {show(pair.first)} -> {show(pair.second)} by {pair.smallest:.3g} to "
+                f"{pair.largest:.3g}; largest/median range {before:.3g} -> {after:.3g}"
             )
         for layer in self.left:
             yield f"left     {show(layer.layer)} ({show(layer.type)}): {layer.reason}"
