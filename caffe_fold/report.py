@@ -160,7 +160,9 @@ def _summary(report: Report) -> list[str]:
             f"difference {report.checked.worst:.2f} of what rounding allows"
         )
     if report.verified is not None:
-        lines.append(f"verified: {report.verified.verdict}")
+        skipped = report.equalized.blobs if report.equalized is not None else ()
+        more = f"; skipped {len(skipped)} of another scale" if skipped else ""
+        lines.append(f"verified: {report.verified.verdict}{more}")
     if report.written:
         lines.append(f"wrote {show(report.output_model)}")
         lines.append(f"wrote {show(report.output_weights)}")
