@@ -22,6 +22,7 @@ __all__ = ["WeightsFile", "opened_weights"]
 
 class BinaryWeights(NamedTuple):
     """A serialized NetParameter, read and written as it stands."""
+
     path: Path
 
     @property
@@ -50,6 +51,7 @@ class BinaryWeights(NamedTuple):
 class Hdf5Weights(NamedTuple):
     """Weights in HDF5; ``owners`` tells whose blob each sharer's is, since Caffe stores it
     once. Files in ``scratch`` stand for them as caffemodels."""
+
     path: Path
     owners: dict[tuple[str, int], tuple[str, int]]
     scratch: str
