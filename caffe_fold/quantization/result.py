@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from caffe_fold.errors import show
@@ -95,7 +95,12 @@ class Equalized(NamedTuple):
         shown = ", ".join(show(name) for name in names[:_SHOWN])
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         return (
-            f"equalized {len(self.pairs)} pairs: largest/median range {before:.3g} -> {after:.3g} "
-            f"(the median of {len(self.ranges)} layers); other scale in {len(names)} "
-            f"blob{'s' if len(names) > 1 else ''}: {shown}{more}"
+            f"equalized {len(self.pairs)} pair{_s(self.pairs)}: largest/median range {before:.3g} "
+            f"-> {after:.3g} (the median of {len(self.ranges)} layers); other scale in "
+            f"{len(names)} blob{_s(names)}: {shown}{more}"
         )
+
+
+def _s(things: Sequence[object]) -> str:
+    """The end of a plural."""
+    return "" if len(things) == 1 else "s"
