@@ -77,14 +77,15 @@ def equalize_net(
     folder: Path,
     text: str | None = None,
     balance: float = 1.03,
+    tolerance: float = TOLERANCE,
     runs: bool = True,
     stages: Sequence[str] = (),
     **options: Any,
 ) -> Done:
     """Equalise a net and judge the result; see the module.
 
-    ``balance`` is how far apart the two ranges of a channel may be. ``runs`` is false where
-    the evaluator knows no such net.
+    ``balance`` is how far apart the two ranges of a channel may be, ``tolerance`` how far
+    the outputs from the original's, ``runs`` is false where the evaluator knows no such net.
     """
     model, weights = net.write(folder)
     if text is not None:
@@ -100,7 +101,7 @@ def equalize_net(
         done.before, done.folded, done.after = (
             Evaluator(*pair, stages).run(net.inputs()) for pair in files
         )
-        assert_values(done, netdef.read_net(model, stages))
+        assert_values(done, netdef.read_net(model, stages), tolerance)
     assert_weights(done)
     for first, second in done.pairs:
         assert_balanced(done, first, second, balance)
@@ -112,14 +113,14 @@ def equalize_net(
     return done
 
 
-def assert_values(done: Done, original: NetDef) -> None:
+def assert_values(done: Done, original: NetDef, tolerance: float) -> None:
     """Outputs and blobs outside pairs keep their values, and the others get one factor a
     channel."""
     names = set(done.equalized.blobs)
     assert names.isdisjoint(outputs(original))
     for name in outputs(original):
         difference = differ(name, done.before.blobs[name], done.after.blobs[name])
-        assert difference.relative <= TOLERANCE, difference
+        assert difference.relative <= tolerance, difference
     for name, value in done.folded.blobs.items():
         if name not in names:
             difference = differ(name, value, done.after.blobs[name])
@@ -164,14 +165,15 @@ def sizes(layer: Layer, weight: Array, channels: int | None) -> Array:
         weight = weight.reshape(weight.shape[-2:])
         if layer.params("inner_product_param").flag("transpose"):
             weight = weight.T
-        return weight.reshape(weight.shape[0], channels or weight.shape[1], -1).max(axis=2)
+        rows: Array = weight.reshape(weight.shape[0], channels or weight.shape[-1], -1).max(axis=2)
+        return rows
     weight = weight.reshape(*weight.shape[:2], -1).max(axis=2)
     group = layer.params("convolution_param").integer("group", 1)
     if "Depthwise" in layer.type:
         group = weight.shape[0]
-    rows, columns = weight.shape[0] // group, weight.shape[1]
+    count, columns = weight.shape[0] // group, weight.shape[1]
     full = np.zeros((weight.shape[0], columns * group))
     for g in range(group):
-        place = slice(g * rows, (g + 1) * rows)
+        place = slice(g * count, (g + 1) * count)
         full[place, g * columns : (g + 1) * columns] = weight[place]
     return full.T if layer.type == "Deconvolution" else full

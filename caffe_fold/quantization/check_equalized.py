@@ -90,9 +90,14 @@ def _run(
         taps = layer.layout.taps * (layer.layout.inputs // y.size)
         x = y[:, None] * rng.uniform(-1, 1, taps)
         for slope in slopes[index - 1] if index else ():
-            x = np.where(x < 0, x * slope[:, None], x)
+            x = _activated(x, slope[:, None])
         y = linear_forward(layer, model, x, size if index == len(layers) - 1 else None)
     return y
+
+
+def _activated(x: Array, slope: Array) -> Array:
+    """A ReLU or PReLU."""
+    return np.where(x < 0, x * slope, x)
 
 
 def _check_rest(changed: set[str], old: Caffemodel, new: Caffemodel) -> None:
