@@ -162,18 +162,19 @@ def sizes(layer: Layer, weight: Array, channels: int | None) -> Array:
     InnerProduct each input channel is a run of columns."""
     weight = np.abs(weight)
     if layer.type == "InnerProduct":
-        weight = weight.reshape(weight.shape[-2:])
+        matrix: Array = weight.reshape(weight.shape[-2], weight.shape[-1])
         if layer.params("inner_product_param").flag("transpose"):
-            weight = weight.T
-        rows: Array = weight.reshape(weight.shape[0], channels or weight.shape[-1], -1).max(axis=2)
-        return rows
+            matrix = matrix.T
+        shape = matrix.shape[0], channels or matrix.shape[1], -1
+        columns: Array = matrix.reshape(shape).max(axis=2)
+        return columns
     weight = weight.reshape(*weight.shape[:2], -1).max(axis=2)
     group = layer.params("convolution_param").integer("group", 1)
     if "Depthwise" in layer.type:
         group = weight.shape[0]
-    count, columns = weight.shape[0] // group, weight.shape[1]
-    full = np.zeros((weight.shape[0], columns * group))
+    count, width = weight.shape[0] // group, weight.shape[1]
+    full = np.zeros((weight.shape[0], width * group))
     for g in range(group):
         place = slice(g * count, (g + 1) * count)
-        full[place, g * columns : (g + 1) * columns] = weight[place]
+        full[place, g * width : (g + 1) * width] = weight[place]
     return full.T if layer.type == "Deconvolution" else full

@@ -114,7 +114,7 @@ def test_big_layers_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.Monke
     reports = []
     for piece, remembered in ((1 << 18, 1 << 24), (1 << 18, 0), (1, 0), (5, 1 << 24), (20, 0)):
         monkeypatch.setattr(maxima, "_PIECE", piece)
-        monkeypatch.setattr(maxima, "_REMEMBERED", remembered)
+        monkeypatch.setattr(equalize, "_MEMORY", remembered)
         reports.append(caffe_fold.fold(*files, equalize=True).equalized)
     assert reports[0] is not None
     assert len(reports[0].pairs) == 2

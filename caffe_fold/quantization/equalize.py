@@ -38,6 +38,8 @@ __all__ = ["equalize_weights"]
 Array = NDArray[np.float64]
 
 _CHOICES = Choices()
+# In bytes, what is remembered of a chain's weights; balancing asks for them many times.
+_MEMORY = 1 << 24
 
 
 def equalize_weights(
@@ -145,12 +147,14 @@ def _planned(
 def _maxima(model: Caffemodel, chain: Sequence[Pair]) -> list[Maxima]:
     layers = [chain[0].first, *(pair.second for pair in chain)]
     channels = [chain[0].first.layout.inputs, *(pair.channels for pair in chain)]
-    found = [Maxima(model, layer, count) for layer, count in zip(layers, channels)]
-    for maxima in found:
+    found: list[Maxima] = []
+    left = _MEMORY
+    for layer, count in zip(layers, channels):
+        maxima = Maxima(model, layer, count, left)
+        left -= maxima.size if maxima.is_remembered else 0
+        found.append(maxima)
         if not np.isfinite(maxima.of_outputs(np.ones(maxima.channels))).all():
-            raise Blocked(
-                maxima.layer.layer, "not-finite", "its weights hold numbers that are not finite"
-            )
+            raise Blocked(layer.layer, "not-finite", "its weights hold numbers that are not finite")
     return found
 
 

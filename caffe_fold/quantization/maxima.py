@@ -1,7 +1,7 @@
 """The largest |w| between each output channel and each input channel of a linear layer.
 
-Read in pieces of bounded size. Where they are few they are remembered, since balancing
-asks again and again.
+Read in pieces of bounded size, each time they are asked for or once, as the caller can
+afford.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ Array = NDArray[np.float64]
 Box = tuple[slice, ...]
 
 _PIECE = 1 << 18
-_REMEMBERED = 1 << 24  # bytes, of one layer
 
 
 class _Piece(NamedTuple):
@@ -37,9 +36,11 @@ class _Piece(NamedTuple):
 
 class Maxima:
     """The maxima of one layer, whose input has ``channels`` channels; of an InnerProduct
-    each of those may be many columns."""
+    each of those may be many columns. They are remembered if they fit in ``memory`` bytes."""
 
-    def __init__(self, model: Caffemodel, layer: LinearLayer, channels: int) -> None:
+    def __init__(
+        self, model: Caffemodel, layer: LinearLayer, channels: int, memory: int = 0
+    ) -> None:
         self.model, self.layer, self.channels = model, layer, channels
         layout = layer.layout
         self.group = layout.group
@@ -49,6 +50,9 @@ class Maxima:
         self.axes = {"deconvolution": "gict", "transposed": "gitc"}.get(layout.kind, "gcit")
         sizes = {"g": self.group, "c": self.outputs, "i": self.inputs, "t": taps}
         self.shape = tuple(sizes[axis] for axis in self.axes)
+        item = layer.weight.storage.value
+        self.size = self.group * self.outputs * self.inputs * item
+        self.is_remembered = self.size <= memory
         self._pieces: list[_Piece] | None = None
 
     def of_outputs(self, scale: Array) -> Array:
@@ -74,8 +78,7 @@ class Maxima:
         return found.ravel()
 
     def _all(self) -> Iterator[_Piece]:
-        size = self.group * self.outputs * self.inputs * self.layer.weight.storage.value
-        if size > _REMEMBERED:
+        if not self.is_remembered:
             return self._read()
         if self._pieces is None:
             self._pieces = list(self._read())
