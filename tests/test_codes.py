@@ -13,7 +13,7 @@ PACKAGE = Path(caffe_fold.__file__).parent
 TESTS = Path(__file__).parent
 
 # Where the code stands among the arguments.
-MAKERS = {"Refused": 0, "Note": 0, "Blocked": 1, "LeftAlone": 2}
+MAKERS = {"Refused": 0, "Note": 0, "Blocked": 1, "Left": 1}
 
 STAYS = """
 axis batch-statistics blob-count blob-name blob-shape bn-layout both-names changes-computation
@@ -50,7 +50,7 @@ def made(makers: set[str]) -> Iterator[str]:
 
 
 def test_the_codes_are_these() -> None:
-    assert sorted(set(made({"Refused", "Blocked", "LeftAlone"}))) == sorted([*STAYS, *LEFT])
+    assert sorted(set(made({"Refused", "Blocked", "Left"}))) == sorted([*STAYS, *LEFT])
     assert sorted(set(made({"Note"}))) == sorted(NOTES)
 
 

@@ -224,6 +224,22 @@ def test_fold_verifies_in_parts_what_no_engine_runs_whole(tmp_path: Path) -> Non
     assert report.verified.how == "parts"
 
 
+def test_a_net_of_which_nothing_can_be_compared(tmp_path: Path) -> None:
+    """An engine could run the folds alone, and each lies in a pair; what makes the net's
+    input is not there."""
+    pytest.importorskip("cv2", reason="OpenCV is not installed")
+    net = small_net()
+    net.layers[-1].in_text = False
+    net.conv("last", "relu2", MID, OUT)
+    net.layer("odd", "NoSuchLayer", "last", "odd")
+    net.layers[0].in_text = False
+    files = net.write(tmp_path)
+    there = set(tmp_path.iterdir())
+    with pytest.raises(caffe_fold.CaffeFoldError, match="nothing of the folded net could be"):
+        caffe_fold.fold(*files, equalize=True, verify={"engine": "opencv"})
+    assert set(tmp_path.iterdir()) == there
+
+
 # ---- The proof ----
 
 

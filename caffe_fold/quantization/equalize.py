@@ -25,7 +25,7 @@ from caffe_fold.planning.surgery import Surgery
 from caffe_fold.quantization.check_equalized import check_equalized
 from caffe_fold.quantization.factors import balancing_factors
 from caffe_fold.quantization.maxima import Maxima
-from caffe_fold.quantization.pairs import Pair, Pairs, chains
+from caffe_fold.quantization.pairs import Left, Pair, Pairs, chains
 from caffe_fold.quantization.result import Equalized, EqualizedPair, LayerRange, LeftAlone
 from caffe_fold.report import Checked
 from caffe_fold.weights.caffemodel import Caffemodel
@@ -123,7 +123,6 @@ def _planned(
 ) -> _Equalizing:
     """Find pairs and factors; raises Blocked for a layer whose weights are not finite."""
     pairs, left = Pairs(Facts(graph, model, _CHOICES, dict(blocked)), kept).find()
-    alone = [LeftAlone(la.layer.name, la.layer.type, la.code, la.sentence) for la in left]
     found: list[tuple[Pair, ...]] = []
     folds: list[Fold] = []
     done: list[EqualizedPair] = []
@@ -137,9 +136,13 @@ def _planned(
             ranges += _ranges(chain, maxima, factors)
         for pair, scale in zip(chain, factors):
             if _is_one(scale):
-                alone.append(_in_balance(pair))
+                left.append(_in_balance(pair))
             else:
                 done.append(_reported(pair, scale))
+    alone = [
+        LeftAlone(la.layer.name, la.layer.type, la.code, la.sentence)
+        for la in sorted(left, key=lambda la: la.layer.index)
+    ]
     plan = Plan(Surgery(graph, ()), tuple(folds), (), (), (), ())
     return _Equalizing(tuple(found), plan, Equalized(tuple(done), tuple(alone), tuple(ranges)))
 
@@ -219,11 +222,10 @@ def _reported(pair: Pair, factors: Array) -> EqualizedPair:
     )
 
 
-def _in_balance(pair: Pair) -> LeftAlone:
+def _in_balance(pair: Pair) -> Left:
     layer, other = pair.first.layer, pair.second.layer
-    return LeftAlone(
-        layer.name,
-        layer.type,
+    return Left(
+        layer,
         "in-balance",
         f"its channels and those that layer '{show(other.name)}' ({show(other.type)}) reads have "
         "the same range to a factor of two",
