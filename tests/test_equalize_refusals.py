@@ -182,18 +182,14 @@ def test_a_loss_weight_on_a_layer_or_an_activation(tmp_path: Path) -> None:
 
 
 def test_memory_that_others_read(tmp_path: Path) -> None:
-    """A Reshape passes on its bottom's memory, and the ReLU behind changes it in place."""
+    """A Split's tops are its bottom's memory, which the ReLU changes in place."""
     net = start()
-    net.relu("relu", "first", "x")
-    end(net, "x")
-    net.layer("split", "Split", "second", ["one", "two"])
-    net.conv("third", "one", OUT, MID)
+    net.layer("split", "Split", "first", ["one", "two"])
     net.relu("change", "one")
-    net.conv("fourth", "two", OUT, OUT)
-    net.conv("fifth", "third", MID, OUT)
+    end(net, "one")
+    net.conv("third", "two", MID, OUT)
     done = equalize_net(net, tmp_path, runs=False)
-    assert ("first", "second") in done.pairs
-    assert done.left("second").code in ("not-homogeneous", "second-reader", "shared-memory")
+    assert (done.pairs, done.left("first").code) == ([], "not-homogeneous")
 
 
 def test_a_blob_name_that_is_used_again(tmp_path: Path) -> None:
@@ -237,8 +233,24 @@ def test_layers_that_are_not_what_they_say(tmp_path: Path) -> None:
         done = equalize_net(net, folder, runs=False)
         assert done.pairs == []
         assert code in [left.code for left in done.equalized.left if left.layer == "first"]
+        if code == "not-finite":
+            assert "'second' (Convolution)" in done.left("first").reason
     done = equalize_net(slopes, tmp_path, runs=False)
     assert done.left("first").code == "no-weights"
+
+
+def test_a_relu_that_is_none(tmp_path: Path) -> None:
+    for name, tops, params, code in (
+        ("two", ["x", "y"], "", "tops-and-bottoms"),
+        ("slope", ["x"], "relu_param { negative_slope: nan }", "not-finite"),
+    ):
+        net = start()
+        net.layer("relu", "ReLU", "first", tops, params)
+        end(net, "x")
+        folder = tmp_path / name
+        folder.mkdir()
+        done = equalize_net(net, folder, runs=False)
+        assert (done.pairs, done.left("first").code) == ([], code)
 
 
 def test_dropped_quantization_that_stays_in_the_text_refuses(tmp_path: Path) -> None:

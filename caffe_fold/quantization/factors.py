@@ -84,5 +84,5 @@ def _step(r1: Array, r2: Array) -> Array:
     top = sizes.max(where=alive, initial=-np.inf)
     is_lost = sizes < top - _LOST
     least = np.where(one > top, one - top, np.where(other > top, top - other, 0.0))
-    step: Array = np.where(alive, np.where(is_lost, least, (one - other) / 2), 0.0)
+    step: Array = np.where(is_lost, least, (one - other) / 2)
     return step

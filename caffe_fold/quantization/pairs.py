@@ -24,7 +24,6 @@ from caffe_fold.errors import show
 from caffe_fold.layers.affine_map import Refused
 from caffe_fold.layers.linear import LINEAR
 from caffe_fold.nets.graph import Graph
-from caffe_fold.nets.memory import tangled_values
 from caffe_fold.nets.net import Layer
 from caffe_fold.planning.facts import LAYER_FIELDS, Facts, LinearLayer
 from caffe_fold.verification.fields import Fields, fields_of
@@ -91,7 +90,6 @@ class Pairs:
     def __init__(self, facts: Facts, kept: Iterable[int]) -> None:
         self.facts, self.graph = facts, facts.graph
         self.kept = frozenset(kept)
-        self.tangled = tangled_values(self.graph)
         self.outside = _Outside(self.graph)
         self.writes = Counter(value.blob for value in self.graph.values)
 
@@ -146,8 +144,6 @@ class Pairs:
             raise Refused(
                 "other-states", f"a layer outside the selected state has the weights of {described}"
             )
-        if any(blob.count == 0 for blob in (linear.weight, linear.bias) if blob is not None):
-            raise Refused("blob-shape", f"{described} has an empty blob")
         return linear
 
     def _slopes(self, at: int) -> list[Array]:
@@ -200,7 +196,9 @@ class Pairs:
     # ---- Values ----
 
     def _only_reader(self, value: int) -> int:
-        """The layer that reads a value, if nothing else sees it."""
+        """The layer that reads a value, if nothing else sees it. With one reader each, and
+        none that passes on its bottom's memory, what lies between a pair is in memory that
+        no other layer knows."""
         name, readers = show(self.graph.values[value].blob), self.graph.readers[value]
         producer = self.graph.values[value].producer
         if value in self.kept:
@@ -216,12 +214,6 @@ class Pairs:
             raise Refused("loss-weight", f"a 'loss_weight' reads blob '{name}'")
         if self.graph.values[value].blob in self.outside.reads:
             raise Refused("other-states", f"a layer outside the selected state reads blob '{name}'")
-        if value in self.tangled:
-            raise Refused(
-                "shared-memory",
-                f"blob '{name}' shares its memory with a blob that others read, and a layer writes "
-                "there in place",
-            )
         return readers[0][0]
 
     def _require_own_names(self, values: Sequence[int], names: Iterable[str]) -> None:

@@ -46,10 +46,8 @@ def parts(
     matching: Matching,
     shapes: Mapping[int, Shape],
     known: frozenset[str],
-    skipped: frozenset[int] = frozenset(),
 ) -> Section:
-    """Both nets without the layers whose type an engine does not know. ``skipped`` are
-    values that are not the same in both, and so cannot be made inputs."""
+    """Both nets without the layers whose type an engine does not know."""
     inferred = infer(a, shapes)
     graph = a.graph
     cut: set[int] = set()
@@ -66,7 +64,7 @@ def parts(
             continue
         cut.add(at)
         for value in graph.tops[at]:
-            if value in inferred and graph.readers[value] and value not in skipped:
+            if value in inferred and graph.readers[value]:
                 made[value] = inferred[value]
                 there.add(value)
     return _section(a, b, matching, shapes, frozenset(cut), made)

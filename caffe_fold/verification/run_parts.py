@@ -63,8 +63,7 @@ def _ranked(
             if str(error) not in reasons:
                 reasons.append(str(error))
             continue
-        skipped = session.skipped(matching)
-        found.append((engine, parts(session.a, session.b, matching, shapes, known, skipped)))
+        found.append((engine, parts(session.a, session.b, matching, shapes, known)))
     return sorted(found, key=lambda pair: len(pair[1].cut))
 
 

@@ -42,10 +42,6 @@ class Session:
         layer = self.b.graph.layers[self.b.places[pair.layer]]
         return pair.blob not in self.skip and set(self.skip).isdisjoint(layer.bottoms)
 
-    def skipped(self, matching: Matching) -> frozenset[int]:
-        """The original's values that the skipped blobs stand for."""
-        return frozenset(p.original for p in matching.pairs if p.blob in self.skip)
-
 
 @dataclass
 class Outcome:
