@@ -11,6 +11,7 @@ import contextlib
 import os
 import stat
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -23,6 +24,9 @@ from caffe_fold.writing.entries import Bytes, Piece, Span
 __all__ = ["Outputs", "resolve_outputs", "temporary_pair", "write_pieces"]
 
 _BUFFER = 1 << 20
+# The mask can only be read by setting it, which is for the whole process: two threads that
+# fold at once could leave it at 0.
+_UMASK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -131,8 +135,9 @@ def _temporary(path: FilePath) -> FilePath:
     descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=path.parent)
     os.close(descriptor)
     # mkstemp's files are private; the result is to have the mode of any new file.
-    mask = os.umask(0)
-    os.umask(mask)
+    with _UMASK:
+        mask = os.umask(0)
+        os.umask(mask)
     with contextlib.suppress(OSError):
         os.chmod(name, 0o666 & ~mask)
     return FilePath(name)
