@@ -4,10 +4,10 @@ a Dask cluster."""
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
-import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
@@ -15,11 +15,16 @@ from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Union
 
+import click
+
 from caffe_fold.batch.tasks import Task
 from caffe_fold.batch.worker import STOPPING, Outcome, failed, fold_and_end, fold_task, prepare
 from caffe_fold.errors import InputError, show
 
 __all__ = ["Cluster", "Processes", "Workers", "cores", "execute"]
+
+_SECONDS = 10
+_LOST = "the cluster has dropped it; is its scheduler still there?"
 
 
 def cores() -> int:
@@ -27,6 +32,14 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Pool:
+    """An executor, and whether it is gone with all that it had."""
+
+    executor: Executor
+    is_lost: Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -46,17 +59,17 @@ class Processes:
         return 2 * self.count
 
     @contextlib.contextmanager
-    def executor(self) -> Iterator[Executor]:
+    def pool(self) -> Iterator[Pool]:
         """The pool. At its end, however that comes, the processes end, and first remove what
         they were writing."""
         context = multiprocessing.get_context("spawn")  # the same everywhere, and safe
         reader, writer = context.Pipe(duplex=False)
-        pool = ProcessPoolExecutor(self.count, context, prepare, (reader,))
+        executor = ProcessPoolExecutor(self.count, context, prepare, (reader,))
         try:
-            yield pool
+            yield Pool(executor, lambda: False)
         finally:
             writer.close()
-            pool.shutdown(cancel_futures=True)
+            executor.shutdown(cancel_futures=True)
             reader.close()
 
 
@@ -72,7 +85,7 @@ class Cluster:
     ahead = 10_000
 
     @contextlib.contextmanager
-    def executor(self) -> Iterator[Executor]:
+    def pool(self) -> Iterator[Pool]:
         """The cluster's executor.
 
         :raises InputError: if Dask is not installed, or there is no scheduler.
@@ -83,16 +96,31 @@ class Cluster:
             raise InputError(
                 "--scheduler needs Dask, which is not there: pip install 'caffe-fold[dask]'"
             ) from None
-        try:
-            client: Any = Client(self.address, timeout=10, set_as_default=False)
-        except (OSError, ValueError, ImportError) as error:
-            raise InputError(
-                f"no Dask scheduler answers at {show(self.address)}: {show(str(error))}"
-            ) from None
-        with client:
-            if not client.scheduler_info()["workers"]:
-                print(f"waiting for workers of {show(self.address)}", file=sys.stderr, flush=True)
-            yield client.get_executor()
+        with _unlogged():
+            try:
+                client: Any = Client(self.address, timeout=_SECONDS, set_as_default=False)
+            except (OSError, ValueError, ImportError) as error:
+                raise InputError(
+                    f"no Dask scheduler answers at {show(self.address)}: {show(str(error))}"
+                ) from None
+            try:
+                if not client.scheduler_info()["workers"]:
+                    click.echo(f"waiting for workers of {show(self.address)}", err=True)
+                yield Pool(client.get_executor(), lambda: client.status == "closed")
+            finally:
+                client.close(timeout=_SECONDS)
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keep what is logged of a lost connection, with tracebacks, from the user, who has it in
+    the outcomes."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 Workers = Union[Processes, Cluster]
@@ -112,14 +140,14 @@ def execute(
     waiting = deque(tasks)
     while waiting:
         suspects: list[Task] = []
-        with workers.executor() as executor:
-            yield from _until_broken(executor, waiting, workers, started, suspects)
+        with workers.pool() as pool:
+            yield from _until_broken(pool, waiting, workers, started, suspects)
         for task in suspects:
             yield _alone(task)
 
 
 def _until_broken(
-    executor: Executor,
+    pool: Pool,
     waiting: deque[Task],
     workers: Workers,
     started: Callable[[Task], None],
@@ -129,32 +157,37 @@ def _until_broken(
     those that were handed over and came to no end."""
     running: dict[Future[Outcome], Task] = {}
     while (waiting and not suspects) or running:
+        if pool.is_lost():
+            for task in (*running.values(), *waiting):
+                yield failed(task, _LOST)
+            waiting.clear()
+            return
         while waiting and not suspects and len(running) < workers.ahead:
             task = waiting.popleft()
             started(task)
             try:
                 with _held_back():
-                    running[executor.submit(workers.run, task)] = task
+                    running[pool.executor.submit(workers.run, task)] = task
             except BrokenProcessPool:
                 suspects.append(task)
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
+        for future in wait(running, _SECONDS, FIRST_COMPLETED).done:
             task = running.pop(future)
             try:
                 yield future.result()
             except BrokenProcessPool:
                 suspects.append(task)
             except CancelledError:
-                yield failed(task, "the cluster has dropped it; is its scheduler still there?")
+                yield failed(task, _LOST)
             except Exception as error:
                 yield failed(task, _said(error))
 
 
 def _alone(task: Task) -> Outcome:
     one = Processes(1)
-    with one.executor() as executor:
+    with one.pool() as pool:
         try:
             with _held_back():
-                future = executor.submit(one.run, task)
+                future = pool.executor.submit(one.run, task)
             return future.result()
         except BrokenProcessPool:
             return failed(

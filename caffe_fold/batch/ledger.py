@@ -179,7 +179,9 @@ class Ledger:
         self.entries = read(folder)
         self._is_url = storage.is_url(folder)
         self._written = time.monotonic()
-        if not self._is_url:
+        if self._is_url:
+            self._replace()  # where nothing can be written, this is the time to know
+        else:
             self._descriptor = self._begin()
 
     def start(self, task: Task) -> None:

@@ -12,7 +12,7 @@ import io
 import json
 import os
 import posixpath
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -58,15 +58,16 @@ def pairs_of(manifest: str, options: Options) -> Iterator[Pair]:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(f"{show(manifest, 1000)}:{line}: expected UTF-8") from None
     is_csv = storage.basename(manifest).lower().endswith(".csv")
-    rows = _csv_rows(text, manifest) if is_csv else _json_rows(text, manifest)
+    rows = _csv_rows(text, manifest, options) if is_csv else _json_rows(text, manifest)
     for row in rows:
+        _require_known(row.cells, row.origin, options)
         yield _pair(row, manifest, options)
 
 
 # ---- Rows ----
 
 
-def _csv_rows(text: str, manifest: str) -> Iterator[_Row]:
+def _csv_rows(text: str, manifest: str, options: Options) -> Iterator[_Row]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     head: list[str] = []
     try:
@@ -76,9 +77,7 @@ def _csv_rows(text: str, manifest: str) -> Iterator[_Row]:
                 continue
             if not head:
                 head = [_column(cell.strip()) for cell in cells]
-                for name in head:
-                    if head.count(name) > 1:
-                        raise InputError(f"{origin}: the column '{show(name)}' is there twice")
+                _require_known(head, origin, options)
                 continue
             if len(cells) != len(head):
                 raise InputError(f"{origin}: found {len(cells)} cells; the head has {len(head)}")
@@ -114,6 +113,19 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _require_known(names: Collection[str], origin: str, options: Options) -> None:
+    """Check the names of columns; that of a column of a CSV's head is once there."""
+    known = [*_FILES, *options]
+    seen = set()
+    for name in names:
+        if name not in known:
+            hint = closest(name, known)
+            raise InputError(f"{origin}: unknown column '{show(name)}'{hint}")
+        if name in seen:
+            raise InputError(f"{origin}: the column '{show(name)}' is there twice")
+        seen.add(name)
+
+
 def _column(name: str) -> str:
     return name.replace("_", "-")
 
@@ -130,9 +142,6 @@ def _pair(row: _Row, manifest: str, options: Options) -> Pair:
             except ValueError as error:
                 raise InputError(f"{row.origin}: column '{show(name)}': {error}") from None
             found[key] = value
-        elif name not in _FILES:
-            hint = closest(name, [*_FILES, *options])
-            raise InputError(f"{row.origin}: unknown column '{show(name)}'{hint}")
     model, weights = (_file(row, name, manifest) for name in ("model", "weights"))
     return Pair(
         model=model,

@@ -103,5 +103,5 @@ class _Bar:
 
 
 def _line(row: Row) -> str:
-    said = f": {row.error}" if row.error else ""
+    said = f": {row.said}" if row.said else ""
     return f"{row.status}  {show(row.name, 1000)}{said}"

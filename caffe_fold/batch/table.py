@@ -30,6 +30,12 @@ class Row:
     seconds: float = 0.0
     report: dict[str, Any] | None = None
 
+    @property
+    def said(self) -> str:
+        """What there is to say of it: the error, or how many warnings its report has."""
+        count = len(self.report["warnings"]) if self.report and not self.error else 0
+        return self.error or (f"{count} warning{'s' * (count > 1)}" if count else "")
+
 
 def row_of(outcome: Outcome) -> Row:
     """The row of a task that ran."""
@@ -75,7 +81,7 @@ def as_table(rows: Sequence[Row]) -> str:
     lines = []
     for row, line in zip(ordered, cells):
         text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths))
-        lines.append(f"{text}  {row.error}".rstrip())
+        lines.append(f"{text}  {row.said}".rstrip())
     return "\n".join(lines)
 
 

@@ -62,12 +62,7 @@ def plan(
 
 def _task(pair: Pair, output: str, common: Mapping[str, Any], checksum: bool) -> Task:
     options = _gathered({**common, **pair.options}, pair)
-    name = stem(storage.basename(pair.weights)) + FOLDED
-    folder = f"{pair.place}/" if pair.place else ""
-    suffix = storage.basename(pair.weights)[len(stem(storage.basename(pair.weights))) :]
-    model = pair.output_model or f"{folder}{name}.prototxt"
-    weights = pair.output_weights or f"{folder}{name}{suffix or '.caffemodel'}"
-    model, weights = (_inside(name, output, pair.origin) for name in (model, weights))
+    model, weights = (_inside(name, output, pair.origin) for name in _names(pair))
     return Task(
         name=weights,
         model=pair.model,
@@ -79,6 +74,17 @@ def _task(pair: Pair, output: str, common: Mapping[str, Any], checksum: bool) ->
         options=options,
         checksum=checksum,
     )
+
+
+def _names(pair: Pair) -> tuple[str, str]:
+    """The outputs' names: those given, or one of the other's stem, or the weights' stem plus
+    ``_inference``, since many weights may have one prototxt."""
+    last = storage.basename(pair.weights)
+    bare = stem(last)
+    given = pair.output_weights or pair.output_model
+    name = stem(given) if given else posixpath.join(pair.place, bare + FOLDED)
+    suffix = last[len(bare) :] or ".caffemodel"
+    return pair.output_model or f"{name}.prototxt", pair.output_weights or f"{name}{suffix}"
 
 
 def _gathered(options: dict[str, Any], pair: Pair) -> dict[str, Any]:
