@@ -142,7 +142,8 @@ def test_from_objects_to_objects_with_processes(store: Any, tmp_path: Path, call
         assert pair == folded_here(here, name)
     names = {path[len("zoo/out/") :] for path in store.find("zoo/out")}
     assert names == {batching.LEDGER, *(f"a/{n}" for n in batching.folded("net0", "net1"))}
-    first = lines(report)[0]["report"]
+    reports = {line["output"]: line["report"] for line in lines(report)}
+    first = reports["a/net0_inference.caffemodel"]
     assert first["model"] == f"{BUCKET}/nets/a/net0.prototxt"
     assert first["output_weights"] == f"{BUCKET}/out/a/net0_inference.caffemodel"
     assert "0 done, 2 unchanged" in call("batch", *arguments).out

@@ -10,9 +10,10 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
+from concurrent.futures import CancelledError, Executor, Future
 from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any, Union
 
 import click
@@ -156,6 +157,8 @@ def _until_broken(
     """Run the waiting tasks until none is left, or the pool breaks: then ``suspects`` has
     those that were handed over and came to no end."""
     running: dict[Future[Outcome], Task] = {}
+    # Not wait(), which looks at all that run, each time one is done.
+    ended: SimpleQueue[Future[Outcome]] = SimpleQueue()
     while (waiting and not suspects) or running:
         if pool.is_lost():
             for task in (*running.values(), *waiting):
@@ -167,19 +170,27 @@ def _until_broken(
             started(task)
             try:
                 with _held_back():
-                    running[pool.executor.submit(workers.run, task)] = task
+                    future = pool.executor.submit(workers.run, task)
             except BrokenProcessPool:
                 suspects.append(task)
-        for future in wait(running, _SECONDS, FIRST_COMPLETED).done:
-            task = running.pop(future)
-            try:
-                yield future.result()
-            except BrokenProcessPool:
-                suspects.append(task)
-            except CancelledError:
-                yield failed(task, _LOST)
-            except Exception as error:
-                yield failed(task, _said(error))
+            else:
+                running[future] = task
+                future.add_done_callback(ended.put)
+        if not running:
+            return
+        try:
+            future = ended.get(timeout=_SECONDS)
+        except Empty:
+            continue
+        task = running.pop(future)
+        try:
+            yield future.result()
+        except BrokenProcessPool:
+            suspects.append(task)
+        except CancelledError:
+            yield failed(task, _LOST)
+        except Exception as error:
+            yield failed(task, _said(error))
 
 
 def _alone(task: Task) -> Outcome:
