@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import re
@@ -43,6 +44,8 @@ OWN_FILES = (LEDGER, _LOCK)
 
 _SECONDS = 5.0
 """How often the ledger is written in a store, where a line cannot be appended."""
+
+_TEMPORARY = re.compile(r"(\.(?P<start>.+)\.\w{8}\.tmp|\.caffe-fold-\w{8})\Z", re.DOTALL)
 
 Entry = dict[str, Any]
 
@@ -179,6 +182,7 @@ class Ledger:
         self.entries = read(folder)
         self._is_url = storage.is_url(folder)
         self._written = time.monotonic()
+        self._started: list[str] = []
         if self._is_url:
             self._replace()  # where nothing can be written, this is the time to know
         else:
@@ -188,6 +192,7 @@ class Ledger:
         """Note that a fold begins, whose temporary files a kill may leave."""
         if not self._is_url:
             names = [_below(task, path) for path in (task.output_model, task.output_weights)]
+            self._started += names
             self._append({"name": task.name, "started": names})
 
     def done(self, entry: Entry) -> None:
@@ -199,11 +204,12 @@ class Ledger:
             self._replace()
 
     def close(self) -> None:
-        """Write what is not written yet."""
+        """Write what is not written yet, and clear what killed workers left."""
         if self._is_url:
             self._replace()
         else:
             os.close(self._descriptor)
+            _remove_temporaries(self.folder, self._started)
 
     def _begin(self) -> int:
         """Clear what a killed run left, write the entries anew, and open the file.
@@ -212,8 +218,8 @@ class Ledger:
         """
         new = f"{self.address}.tmp"
         with _writing(self.address):
-            for entry in self.entries.values():
-                _remove_temporaries(self.folder, entry.get("started", ()))
+            started = [entry.get("started", ()) for entry in self.entries.values()]
+            _remove_temporaries(self.folder, itertools.chain(*started))
             self.entries = {n: entry for n, entry in self.entries.items() if "report" in entry}
             try:
                 with open(new, "w", encoding="utf-8") as file:
@@ -244,16 +250,20 @@ def _line(entry: Entry) -> str:
 
 
 def _remove_temporaries(output: str, names: Iterable[str]) -> None:
-    """Remove what a killed fold left beside outputs that it was to write
+    """Remove what killed folds left beside outputs that they were to write
     (``caffe_fold.writing.outputs.temporary_pair``, ``caffe_fold.weights_files``)."""
-    for path in (storage.join(output, name) for name in names):
-        if not is_inside(path, output):
+    starts: dict[str, set[str]] = {}
+    for name in names:
+        folder, last = os.path.split(storage.join(output, name))
+        starts.setdefault(folder, set()).add(last[:40])
+    for folder, known in starts.items():
+        if not is_inside(os.path.join(folder, "any"), output):
             continue
-        folder, name = os.path.split(path)
-        left = re.compile(rf"(\.{re.escape(name[:40])}\.\w{{8}}\.tmp|\.caffe-fold-\w{{8}})\Z")
         with contextlib.suppress(OSError):
-            for found in filter(left.match, os.listdir(folder)):
-                _remove(os.path.join(folder, found))
+            for found in os.listdir(folder):
+                left = _TEMPORARY.match(found)
+                if left and left["start"] in (None, *known):
+                    _remove(os.path.join(folder, found))
 
 
 def _remove(path: str) -> None:
