@@ -375,6 +375,18 @@ def test_a_source_that_is_none(name: str, message: str, tmp_path: Path, call: Ca
     assert message in done.err
 
 
+@pytest.mark.parametrize("paths", [("", "out"), ("zoo", "")])
+def test_an_empty_path_is_not_the_folder_one_is_in(
+    paths: tuple[str, str], tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pairs(tmp_path / "zoo", 1)
+    monkeypatch.chdir(tmp_path)
+    done = call("batch", paths[0], "--output-dir", paths[1])
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: an empty path is given")
+    assert [path.name for path in tmp_path.iterdir()] == ["zoo"]
+
+
 def test_a_bad_option_is_refused_as_by_fold(tmp_path: Path, call: Call) -> None:
     write_pairs(tmp_path, 1)
     done = call("batch", tmp_path, "--output-dir", tmp_path / "o", "--verify-tolerance", "1")

@@ -72,7 +72,12 @@ def _items(source: str, output: str, options: manifest.Options) -> Iterator[Pair
 
 
 def _absolute(address: str) -> str:
-    """An address that means the same in another process, which may have another folder."""
+    """An address that means the same in another process, which may have another folder.
+
+    :raises InputError: if it is empty, as of a variable that is not set.
+    """
+    if not address:
+        raise InputError("an empty path is given; expected a folder, a manifest or a URL")
     return address if storage.is_url(address) else os.path.abspath(address)
 
 
