@@ -108,7 +108,10 @@ def snapshots(work: Path, count: int, rounds: int) -> dict[str, float]:
         "batch / ideal, best": min(batch) / min(ideals),
         "batch / ideal, median of the rounds": ratios[len(ratios) // 2],
         "batch / two cp, best": min(batch) / min(copies),
-        # Where others use the cores, too, this is what there is to go by.
+        # Where others use the cores, too, these two are what there is to go by.
+        "part of two cores that batch had": max(
+            cpu / took / PROCESSES for cpu, took in zip(used, batch)
+        ),
         "CPU of batch / CPU of single folds": min(used) / (min(cpu) * count),
     }
 
