@@ -268,14 +268,14 @@ def test_two_batches_in_one_folder_are_refused(zoo: Path, tmp_path: Path, run: R
     with ledger.locked(str(tmp_path / "out")):
         done = run(zoo)
     assert (done.code, done.out) == (2, "")
-    assert done.err.startswith(f"error: another batch is writing to {tmp_path / 'out'}")
+    assert done.err.startswith(f"error: {tmp_path / 'out'} is being written by another run")
     assert run(zoo).code == 0
 
 
 def test_what_a_killed_fold_left_goes_and_nothing_else(zoo: Path, tmp_path: Path, run: Run) -> None:
     run(zoo)
     out = tmp_path / "out"
-    name = ".net0_inference.prototxt.abcd1234.tmp"
+    name = ".net0_inference.prototxt.tmp"
     started = {
         "name": "net0_inference.caffemodel",
         "started": ["net0_inference.prototxt", "net0_inference.caffemodel", "../zoo/net0.prototxt"],
@@ -284,7 +284,7 @@ def test_what_a_killed_fold_left_goes_and_nothing_else(zoo: Path, tmp_path: Path
         file.write(json.dumps(started) + "\n")
     (out / name).touch()
     (out / ".caffe-fold-abcd1234").mkdir()
-    kept = [out / ".net1_inference.prototxt.abcd1234.tmp", zoo / ".net0.prototxt.abcd1234.tmp"]
+    kept = [out / ".net1_inference.prototxt.tmp", zoo / ".net0.prototxt.tmp"]
     for path in kept:
         path.touch()
     assert again(run, zoo) == "1 done, 1 unchanged"

@@ -155,7 +155,8 @@ def _is_same(one: str, other: str) -> bool:
 def _kind(address: str) -> str:
     """What a prototxt holds: a net to deploy, a net of training, no net, or what cannot be
     read."""
-    from caffe_fold.deploying.needs import is_loss, is_source
+    from caffe_fold.deploying.needs import is_loss
+    from caffe_fold.nets.data_layers import is_source
     from caffe_fold.nets.net import read_net
     from caffe_fold.nets.prototxt import parse
 

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from caffe_fold.batch import storage
 from caffe_fold.errors import CaffeFoldError, OutputError, show
+from caffe_fold.writing import lock
+from caffe_fold.writing.lock import hidden
 
 if TYPE_CHECKING:
     from caffe_fold.batch.tasks import Task
@@ -39,13 +41,13 @@ __all__ = [
 ]
 
 LEDGER = ".caffe-fold-batch.jsonl"
-_LOCK = ".caffe-fold-batch.lock"
-OWN_FILES = (LEDGER, _LOCK)
+_LOCKED = "caffe-fold-batch"
+OWN_FILES = (LEDGER, hidden(_LOCKED, "lock"))
 
 _SECONDS = 5.0
 """How often the ledger is written in a store, where a line cannot be appended."""
 
-_TEMPORARY = re.compile(r"(\.(?P<start>.+)\.\w{8}\.tmp|\.caffe-fold-\w{8})\Z", re.DOTALL)
+_SCRATCH = re.compile(r"\.caffe-fold-\w{8}\Z")
 
 Entry = dict[str, Any]
 
@@ -252,25 +254,19 @@ def _line(entry: Entry) -> str:
 def _remove_temporaries(output: str, names: Iterable[str]) -> None:
     """Remove what killed folds left beside outputs that they were to write
     (``caffe_fold.writing.outputs.temporary_pair``, ``caffe_fold.weights_files``)."""
-    starts: dict[str, set[str]] = {}
-    for name in names:
-        folder, last = os.path.split(storage.join(output, name))
-        starts.setdefault(folder, set()).add(last[:40])
-    for folder, known in starts.items():
-        if not is_inside(os.path.join(folder, "any"), output):
-            continue
+    paths = [storage.join(output, name) for name in names]
+    folders = {os.path.dirname(path) for path in paths if is_inside(path, output)}
+    for path in paths:
+        left = [
+            name for name in map(hidden, (path, path), ("tmp", "lock")) if os.path.lexists(name)
+        ]
+        if left and os.path.dirname(path) in folders:
+            with contextlib.suppress(OSError, OutputError), lock.locked(path):
+                os.unlink(hidden(path, "tmp"))
+    for folder in folders:
         with contextlib.suppress(OSError):
-            for found in os.listdir(folder):
-                left = _TEMPORARY.match(found)
-                if left and left["start"] in (None, *known):
-                    _remove(os.path.join(folder, found))
-
-
-def _remove(path: str) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        os.unlink(path)
+            for found in filter(_SCRATCH.match, os.listdir(folder)):
+                shutil.rmtree(os.path.join(folder, found), ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -290,31 +286,8 @@ def locked(folder: str) -> Iterator[None]:
     if storage.is_url(folder):
         yield
         return
-    path = os.path.join(folder, _LOCK)
-    with _writing(folder):
-        os.makedirs(folder, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            _lock(descriptor)
-        except OSError:
-            raise OutputError(
-                f"another batch is writing to {show(folder, 1000)}; wait for it, or give another "
-                "--output-dir"
-            ) from None
+    with contextlib.ExitStack() as stack:
+        with _writing(folder):
+            os.makedirs(folder, exist_ok=True)
+            stack.enter_context(lock.locked(os.path.join(folder, _LOCKED), folder))
         yield
-    finally:
-        # The file stays: another run may have opened it and be about to lock it.
-        os.close(descriptor)
-
-
-def _lock(descriptor: int) -> None:
-    """Lock a file until it is closed, be it by a kill."""
-    if os.name == "nt":
-        import msvcrt
-
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-    else:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

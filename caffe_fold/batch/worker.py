@@ -113,8 +113,7 @@ def _fold(task: Task) -> Report:
             storage.remove(task.output_model)
             storage.upload(local.output_weights, task.output_weights)
             storage.upload(local.output_model, task.output_model)
-    return replace(
-        report,
+    return report._replace(
         model=task.model,
         weights=task.weights,
         output_model=task.output_model,
@@ -133,7 +132,9 @@ def _fold_files(task: Task) -> Report:
     except OSError as error:
         where = show(str(error.filename), 1000)
         raise OutputError(f"{where} cannot be made: {error.strerror}") from None
-    return fold(task.model, task.weights, task.output_model, task.output_weights, **task.options)
+    # Each core has a process of its own.
+    files = (task.model, task.weights, task.output_model, task.output_weights)
+    return fold(*files, **task.options, threads=1)
 
 
 def _input_of(task: Task) -> str:

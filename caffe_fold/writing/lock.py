@@ -22,8 +22,9 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
 
 
 @contextlib.contextmanager
-def locked(path: str) -> Iterator[bool]:
-    """Hold the lock of an output, a file beside it that is there meanwhile.
+def locked(path: str, shown: str | None = None) -> Iterator[bool]:
+    """Hold the lock of an output, a file beside it that is there meanwhile. ``shown`` is what
+    an error names in its place.
 
     The lock ends with the process, however that ends; a file that is left means nothing.
     Gives whether there is a lock: false where the file system has none.
@@ -31,7 +32,7 @@ def locked(path: str) -> Iterator[bool]:
     :raises OutputError: if another process has it.
     """
     name = hidden(path, "lock")
-    descriptor = _taken(name, path)
+    descriptor = _taken(name, shown or path)
     try:
         yield descriptor is not None
     finally:
@@ -50,15 +51,15 @@ def hidden(path: str, suffix: str) -> str:
     return os.path.join(folder, f".{name}.{suffix}")
 
 
-def _taken(name: str, path: str) -> int | None:
+def _taken(name: str, shown: str) -> int | None:
     """The descriptor of the locked file, or None where there are no locks."""
     while True:
         try:
             descriptor = _locked(name)
         except (BlockingIOError, FileExistsError):
             raise OutputError(
-                f"{show(path, 1000)} is being written by another run; wait for it, or give another "
-                "output path"
+                f"{show(shown, 1000)} is being written by another run; wait for it, or give "
+                "another output"
             ) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
