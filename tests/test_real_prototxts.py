@@ -47,7 +47,8 @@ class Real:
     ``left`` are its BatchNorm and Scale layers in the end; ``stays`` the codes of the
     sentences on what stays, with how many there are of each; ``says`` a part of each
     such sentence; ``unknown`` the types that the evaluator does not run; ``size`` the
-    images' height and width.
+    images' height and width. Where the text itself depends on it, ``smaller`` has what stands
+    there and what is to, by turns.
     """
 
     left: tuple[int, int] = (0, 0)
@@ -58,7 +59,7 @@ class Real:
     size: int = 64
     width: int | None = None
     gain: float = 1.0
-    shrink: bool = False
+    smaller: tuple[str, ...] = ()
 
 
 def kept(count: int, code: str = "not-linear", says: str = "which is not linear") -> Real:
@@ -83,8 +84,12 @@ REAL = {
         unknown=("Accuracy", "SoftmaxWithLoss"), size=224
     ),
     "NVIDIA_caffe_resnet50/train_val_1K": Real(unknown=("Accuracy", "SoftmaxWithLoss")),
-    # Its Upsample layers name the sizes of its own images.
-    "SegNet-Tutorial/segnet_inference": Real(size=360, width=480),
+    # Its Upsample layers name the sizes of its own images, of 360x480.
+    "SegNet-Tutorial/segnet_inference": Real(
+        size=72,
+        width=96,
+        smaller=("_w: 30", "_w: 6", "_h: 23", "_h: 5", "_w: 60", "_w: 12", "_h: 45", "_h: 9"),
+    ),
     "chuanqi305_MobileNet-SSD/MobileNetSSD_deploy_template": SSD_DEPLOY,
     "chuanqi305_MobileNet-SSD/MobileNetSSD_train_template": SSD,
     "chuanqi305_MobileNet-SSD/deploy": SSD_DEPLOY,
@@ -93,8 +98,16 @@ REAL = {
     "cvjena_cnn-models/train": Real(
         (0, 5), (("not-linear", 5),), "not linear", unknown=("Accuracy", "SoftmaxWithLoss")
     ),
-    # So do its pyramid's.
-    "hszhao_PSPNet/pspnet50_ADE20K_473": Real(size=473),
+    # So do the layers of its pyramid.
+    "hszhao_PSPNet/pspnet50_ADE20K_473": Real(
+        size=89,
+        smaller=(
+            *("dim: 473", "dim: 89", "height: 60", "height: 12", "width: 60", "width: 12"),
+            *("size: 60", "size: 12", "size: 30", "size: 6", "size: 20", "size: 4"),
+            *("size: 10", "size: 2", "stride: 60", "stride: 12", "stride: 30", "stride: 6"),
+            *("stride: 20", "stride: 4", "stride: 10", "stride: 2"),
+        ),
+    ),
     # Squeezed values pass a sigmoid, which large ones would saturate.
     "hujie-frank_SENet/SE-ResNet-50": Real(gain=0.3),
     "intel_caffe/deploy": Real(),
@@ -115,7 +128,7 @@ REAL = {
     "soeaver_caffe-model/deploy_resnet50": Real(),
     "soeaver_caffe-model/deploy_resnext50-32x4d": Real(),
     # Its InnerProducts read all positions, so the text itself gets the smaller input.
-    "soeaver_caffe-model/deploy_vgg16bn-pytorch": Real(size=32, shrink=True),
+    "soeaver_caffe-model/deploy_vgg16bn-pytorch": Real(size=32, smaller=("dim: 224", "dim: 32")),
     "soeaver_caffe-model/deploy_xception": Real(size=75),
 }
 """Every prototxt, by folder and stem."""
@@ -196,10 +209,13 @@ def folder() -> Iterator[Path]:
 def fold(name: str, folder: Path) -> Case:
     """Make weights for a prototxt and fold it."""
     real, path = REAL[name], path_of(name)
-    if real.shrink:
-        text = path.read_bytes().replace(b"dim: 224", f"dim: {real.size}".encode())
+    if real.smaller:
+        text = path.read_text()
+        for old, new in zip(real.smaller[::2], real.smaller[1::2]):
+            assert old in text
+            text = re.sub(rf"{old}\b", new, text)
         path = folder / path.name
-        path.write_bytes(text)
+        path.write_text(text)
     original = Net(path, folder / "made.caffemodel")
     make_weights(path, original.caffemodel, seed=3, gain=real.gain)
     folded = Net(folder / "folded.prototxt", folder / "folded.caffemodel")
@@ -249,7 +265,7 @@ def nets_for(case: Case, known: frozenset[str], unknown: set[str]) -> tuple[list
     """Return both nets as an engine runs them, cut off behind the unknown types alone."""
     first, second = filled(case.original), filled(case.folded)
     inputs = inputs_of(definition_of(first), case.real.size, case.real.width or case.real.size)
-    small = case.real.size < 224 and not case.real.shrink
+    small = case.real.size < 224 and not case.real.smaller
     both = [
         adapted(net, known, inputs, case.folder / key, small=small)
         for net, key in ((first, "a"), (second, "b"))

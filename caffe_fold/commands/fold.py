@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import click
@@ -54,6 +55,8 @@ Examples:
 @click.option("--quiet", is_flag=True, help="Print warnings and errors only.")
 def fold(verify: bool, strict: bool, as_json: bool, quiet: bool, **options: Any) -> None:
     """Fold one net. Runs also where no command is named."""
+    # One net makes no garbage to speak of, and looking for some takes a tenth of the time.
+    gc.disable()
     from caffe_fold.convert import fold as fold_files
 
     options["verify"] = asked_for(click.get_current_context(), options, verify)
