@@ -61,9 +61,11 @@ def _taken(name: str, path: str) -> int | None:
                 "output path"
             ) from None
         except OSError as error:
-            if error.errno in _NO_LOCKS:
-                return None
-            raise
+            if error.errno not in _NO_LOCKS:
+                raise
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            return None
         # Between the two calls its holder may have removed it, and a third may hold a new one.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(name)):
