@@ -103,10 +103,11 @@ def _rounded(values: Array, storage: Storage, layer: Layer, name: str) -> Chunk:
 
 def _round(values: Array, rounded: Chunk, layer: Layer, name: str) -> None:
     """Fill ``rounded`` with the values in its number type."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         rounded[...] = values
-    # A finite sum has finite terms alone, and is quicker than to ask each of them.
-    if not np.isfinite(rounded.sum(dtype=np.float64)) and not np.isfinite(rounded).all():
+        # A finite sum has finite terms alone, and is quicker than to ask each of them.
+        is_finite = np.isfinite(rounded.sum(dtype=np.float64))
+    if not is_finite and not np.isfinite(rounded).all():
         if np.isfinite(values).all():
             label = Storage(rounded.itemsize).label
             raise Blocked(layer, "overflow", f"its folded {name} would not fit {label}")
