@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from caffe_fold.errors import InputError
 
@@ -15,7 +15,8 @@ ENGINES = ("auto", "opencv", "caffe")
 CHANNEL_ORDERS = ("bgr", "rgb")
 
 
-class Choices(NamedTuple):
+@dataclass(frozen=True)
+class Choices:
     """The user's decisions.
 
     :param assume_global_stats: BatchNorm layers normalise by their stored statistics,

@@ -20,6 +20,7 @@ __all__ = ["main"]
 
 _HOMES = {
     "fold": "caffe_fold.commands.fold",
+    "batch": "caffe_fold.commands.batch",
     "verify": "caffe_fold.commands.verify",
     "demo": "caffe_fold.commands.demo",
 }

@@ -18,7 +18,7 @@ from caffe_fold.planning.facts import Facts
 from caffe_fold.planning.pairing import require_unfolded_pair
 from caffe_fold.planning.plan import Plan
 from caffe_fold.planning.planner import Planner
-from caffe_fold.report import Checked, Report
+from caffe_fold.report import Checked, Note, Report
 from caffe_fold.summary import Files, summary
 from caffe_fold.weights.caffemodel import Caffemodel
 from caffe_fold.weights_files import WeightsFile, opened_weights
@@ -36,6 +36,7 @@ from caffe_fold.writing.rewrite_prototxt import rewrite_prototxt
 from caffe_fold.writing.write import write_parts
 
 if TYPE_CHECKING:
+    from caffe_fold.quantization.result import Equalized
     from caffe_fold.verification.result import Verification
 
 __all__ = ["fold"]
@@ -43,7 +44,8 @@ __all__ = ["fold"]
 
 class _Job(NamedTuple):
     """One fold: the open inputs and what was asked for. ``original`` is the prototxt as it
-    was given, which ``graph`` is not with ``deploy``."""
+    was given, which ``graph`` is not with ``deploy``. ``equalize`` is None, or the names of
+    the blobs that keep their values."""
 
     graph: Graph
     original: bytes
@@ -52,6 +54,7 @@ class _Job(NamedTuple):
     kept: frozenset[int]
     choices: Choices
     engine_caffe: bool
+    equalize: Sequence[str] | None
     check: bool
     verify: Mapping[str, Any] | None
     threads: int | None
@@ -75,6 +78,7 @@ def fold(
     deploy: bool = False,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     engine_caffe: bool = False,
+    equalize: bool = False,
     dry_run: bool = False,
     check: bool = True,
     verify: Mapping[str, Any] | None = None,
@@ -105,6 +109,8 @@ def fold(
         Input layers, losses and accuracies go.
     :param input_shapes: with ``deploy``, shapes of data layers' tops by their names.
     :param engine_caffe: set ``engine: CAFFE`` on 1x1 convolutions.
+    :param equalize: balance the weights of linear layers that follow each other, for
+        integers: outputs stay, and blobs between such layers change their scale.
     :param dry_run: plan and compute, and write nothing.
     :param check: re-read what was written and compare it with the original before it
         gets its name.
@@ -144,7 +150,17 @@ def fold(
             require_unfolded_pair(graph, caffemodel)
         kept = frozenset(_kept(graph, name) for name in keep)
         job = _Job(
-            graph, original, caffemodel, file, kept, choices, engine_caffe, check, verify, threads
+            graph,
+            original,
+            caffemodel,
+            file,
+            kept,
+            choices,
+            engine_caffe,
+            keep if equalize else None,
+            check,
+            verify,
+            threads,
         )
         return _until_computable(job, outputs, dry_run)
 
@@ -186,7 +202,7 @@ def _carry_out(job: _Job, facts: Facts, plan: Plan, outputs: Outputs, dry_run: b
     text = rewrite_prototxt(job.graph, plan, job.engine_caffe)
     parts = list(rewrite_caffemodel(job.model, job.graph, plan, job.choices))
     report = summary(facts, plan, outputs, Files(job.original, text, job.file.path, size_of(parts)))
-    if dry_run:
+    if dry_run and job.equalize is None:
         write_parts(job.model, parts, None, job.threads)
         return report
     with temporary_pair(outputs) as pair:
@@ -195,22 +211,42 @@ def _carry_out(job: _Job, facts: Facts, plan: Plan, outputs: Outputs, dry_run: b
         graph = _written_graph(job, plan, pair)
         job.file.write(job.model, parts, pair.weights, graph, job.threads)
         checked = _prove(job, plan, pair, graph) if job.check else None
-        verified = _verify(job, pair) if job.verify is not None else None
+        equalized = None if job.equalize is None else _equalize(job, job.equalize, pair, graph)
+        verified = _verify(job, pair, equalized) if job.verify is not None else None
         after = report.after._replace(weights_bytes=os.path.getsize(pair.weights))
-        pair.commit()
-    return report._replace(written=True, checked=checked, after=after, verified=verified)
+        if not dry_run:
+            pair.commit()
+    report = report._replace(checked=checked, after=after, equalized=equalized, verified=verified)
+    return report._replace(written=not dry_run, notes=_still_true(report))
 
 
-def _verify(job: _Job, pair: TemporaryPair) -> Verification:
+def _equalize(job: _Job, keep: Sequence[str], pair: TemporaryPair, graph: Graph) -> Equalized:
+    """Equalise the folded weights, in their place."""
+    from caffe_fold.quantization.equalize import equalize_weights
+
+    return equalize_weights(graph, pair.weights, job.file.kind, keep, job.check, job.threads)
+
+
+def _still_true(report: Report) -> tuple[Note, ...]:
+    """The notes without the one that nothing changes, where equalising changes something."""
+    changes = report.equalized is not None and report.equalized.pairs
+    return tuple(n for n in report.notes if not (changes and n.code == "nothing-to-fold"))
+
+
+def _verify(job: _Job, pair: TemporaryPair, equalized: Equalized | None) -> Verification:
     """Run the pair that is written, and has no name yet, against the original: with
-    ``deploy``, against the deploy net of the original."""
+    ``deploy``, against the deploy net of the original. Blobs of another scale are left
+    out."""
     from caffe_fold.verification.hook import require_verified
 
     document = job.graph.net.document
     text = document.text.encode("latin-1")
     given = None if text == job.original else text
     files = (document.path, job.file.path)
-    return require_verified(files, given, pair, job.graph.state, job.choices, job.verify or {})
+    options = dict(job.verify or {})
+    if equalized is not None:
+        options["skip"] = [*options.get("skip", ()), *equalized.blobs]
+    return require_verified(files, given, pair, job.graph.state, job.choices, options)
 
 
 def _written_graph(job: _Job, plan: Plan, pair: TemporaryPair) -> Graph:

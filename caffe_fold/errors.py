@@ -59,6 +59,12 @@ class StrictError(CaffeFoldError):
     exit_code: ClassVar[int] = 3
 
 
+class Interrupted(CaffeFoldError):
+    """A batch was interrupted; what it had done stays."""
+
+    exit_code: ClassVar[int] = 130
+
+
 class VerifyError(CaffeFoldError):
     """The folded net does not compute what the original does; nothing was written."""
 

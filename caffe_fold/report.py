@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from caffe_fold.errors import show
 
 if TYPE_CHECKING:
+    from caffe_fold.quantization.result import Equalized
     from caffe_fold.verification.result import Verification
 
 __all__ = ["Absorbed", "Checked", "Counts", "Merged", "Note", "Report", "Stayed"]
@@ -67,7 +68,7 @@ class Checked(NamedTuple):
 
 class Report(NamedTuple):
     """The result of ``fold``. ``checked`` is None where the proof was left out,
-    ``verified`` where no engine was asked."""
+    ``equalized`` where that was not asked for, ``verified`` where no engine was asked."""
 
     model: str
     weights: str
@@ -83,6 +84,7 @@ class Report(NamedTuple):
     before: Counts
     after: Counts
     checked: Checked | None
+    equalized: Equalized | None = None
     verified: Verification | None = None
 
     @property
@@ -105,6 +107,8 @@ class Report(NamedTuple):
 
         data = _plain(self._replace(verified=None))
         del data["verified"]
+        if self.equalized is not None:
+            data["equalized"]["blobs"] = _plain(list(self.equalized.blobs))
         if self.verified is not None:
             data["verified"] = self.verified.to_dict()
         return {"schema": SCHEMA, "version": __version__, **data}
@@ -115,6 +119,7 @@ class Report(NamedTuple):
         for stay in self.stayed:
             lines.append(f"stays    {show(stay.layer)} ({show(stay.type)}): {stay.reason}")
         lines += [f"note     {note.message}" for note in self.notes]
+        lines += self.equalized.lines() if self.equalized is not None else ()
         return "\n".join([*lines, *_summary(self)])
 
 
@@ -155,7 +160,9 @@ def _summary(report: Report) -> list[str]:
             f"difference {report.checked.worst:.2f} of what rounding allows"
         )
     if report.verified is not None:
-        lines.append(f"verified: {report.verified.verdict}")
+        skipped = report.equalized.blobs if report.equalized is not None else ()
+        more = f"; skipped {len(skipped)} of another scale" if skipped else ""
+        lines.append(f"verified: {report.verified.verdict}{more}")
     if report.written:
         lines.append(f"wrote {show(report.output_model)}")
         lines.append(f"wrote {show(report.output_weights)}")

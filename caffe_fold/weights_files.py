@@ -25,6 +25,11 @@ class BinaryWeights(NamedTuple):
 
     path: Path
 
+    @property
+    def kind(self) -> str:
+        """What ``opened_weights`` takes it for."""
+        return "binary"
+
     def open(self) -> Caffemodel:
         """The caffemodel."""
         return Caffemodel.open(self.path)
@@ -50,6 +55,11 @@ class Hdf5Weights(NamedTuple):
     path: Path
     owners: dict[tuple[str, int], tuple[str, int]]
     scratch: str
+
+    @property
+    def kind(self) -> str:
+        """What ``opened_weights`` takes it for."""
+        return "hdf5"
 
     def open(self) -> Caffemodel:
         """The weights as a caffemodel."""

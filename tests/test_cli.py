@@ -235,6 +235,7 @@ SCHEMA: dict[str, Any] = {
     "before": COUNTS,
     "after": COUNTS,
     "checked": {"layers": int, "worst": float},
+    "equalized": type(None),
 }
 
 

@@ -16,6 +16,7 @@ import caffe_fold
 from caffe_fold import convert
 from caffe_fold.nets import net, prototxt
 from caffe_fold.weights import wire
+from caffe_fold.weights.caffemodel import Caffemodel
 from caffe_fold.writing import write
 
 Patch = pytest.MonkeyPatch
@@ -51,12 +52,18 @@ class Traffic:
 
     def __init__(self, patch: Patch) -> None:
         self.read = self.written = self.copied = 0
-        pread, pwrite, copy = wire._pread, write._pwrite, os.copy_file_range
+        pread, into = wire._pread, wire._pread_into
+        pwrite, copy = write._pwrite, os.copy_file_range
 
         def reading(descriptor: int, count: int, at: int) -> bytes:
             data = pread(descriptor, count, at)
             self.read += len(data)
             return data
+
+        def reading_into(*arguments: Any) -> int:
+            count = into(*arguments)
+            self.read += count
+            return count
 
         def writing(*arguments: Any) -> int:
             count = pwrite(*arguments)
@@ -69,6 +76,7 @@ class Traffic:
             return count
 
         patch.setattr(wire, "_pread", reading)
+        patch.setattr(wire, "_pread_into", reading_into)
         patch.setattr(write, "_pwrite", writing)
         patch.setattr(os, "copy_file_range", copying)
 
@@ -147,13 +155,13 @@ def test_the_traffic_is_counted(tmp_path: Path, monkeypatch: Patch) -> None:
     """The guard of the guards: a reader that reads twice is seen."""
     model, weights, sizes = made(tmp_path, 128, 1000)
     traffic = Traffic(monkeypatch)
-    right = caffe_fold.weights.caffemodel.Caffemodel.values
+    right = Caffemodel.block
 
     def twice(self: Any, *arguments: Any) -> Any:
         right(self, *arguments)
         return right(self, *arguments)
 
-    monkeypatch.setattr(caffe_fold.weights.caffemodel.Caffemodel, "values", twice)
+    monkeypatch.setattr(Caffemodel, "block", twice)
     caffe_fold.fold(model, weights)
     assert traffic.read > 5 * sizes.folded
     assert np.isfinite(traffic.written)

@@ -72,6 +72,12 @@ def fold_options(command: Command) -> Command:
         click.option(
             "--engine-caffe", is_flag=True, help="Set 'engine: CAFFE' on 1x1 convolutions."
         ),
+        click.option(
+            "--equalize",
+            is_flag=True,
+            help="Balance the weights of layers that follow each other, for integers: outputs "
+            "stay, and blobs in between change their scale.",
+        ),
         click.option("--no-check", "check", flag_value=False, default=True, help="Skip the proof."),
         click.option(
             "--verify",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -11,15 +13,21 @@ import click
 if TYPE_CHECKING:
     from caffe_fold.report import Report
 
-__all__ = ["print_report"]
+__all__ = ["print_report", "reader_may_leave"]
 
 
 def print_report(report: Report, as_json: bool, quiet: bool) -> None:
     """The report on standard output; its warnings on standard error."""
-    try:
+    with reader_may_leave():
         _print_to_reader(report, as_json, quiet)
+
+
+@contextlib.contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Print to a reader that may be gone; the files are written all the same."""
+    try:
+        yield
     except BrokenPipeError:
-        # The reader of our output is gone; the files are written all the same.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -24,10 +24,10 @@ from caffe_fold.nets.ranks import ranks
 from caffe_fold.planning.sharing import Sharing
 from caffe_fold.weights.caffemodel import Blob, Caffemodel, Entry
 
-__all__ = ["AffineLayer", "Facts", "LinearLayer"]
+__all__ = ["LAYER_FIELDS", "AffineLayer", "Facts", "LinearLayer"]
 
 # Fields of a layer itself that do not change what it computes.
-_LAYER_FIELDS = frozenset(
+LAYER_FIELDS = frozenset(
     (
         "name type bottom top param loss_weight include exclude phase propagate_down blobs_lr "
         "weight_decay blob_share_mode"
@@ -252,7 +252,7 @@ class Facts:
         """A layer's hyper-parameters; remembers unknown fields, and raises Refused
         where one changes what the layer computes."""
         parsed = self.graph.net.parsed(layer, name, message)
-        own = [f.name for f in layer.fields if f.name not in _LAYER_FIELDS and f.name != name]
+        own = [f.name for f in layer.fields if f.name not in LAYER_FIELDS and f.name != name]
         self.unknown[layer.index] = tuple(
             dict.fromkeys([*(f"{name}.{field}" for field in parsed.unknown), *own])
         )

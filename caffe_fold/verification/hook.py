@@ -51,6 +51,13 @@ def require_verified(
             bn_variance=choices.bn_variance,
             **options,
         )
+    if not found.blobs and not found.differences:
+        # All that an engine ran holds blobs that are skipped.
+        why = f" ({found.notes[0]})" if found.notes else ""
+        raise VerifyError(
+            f"nothing of the folded net could be compared{why}; --verify-input-shape may help, "
+            "where the net does not tell the shape of its input; nothing was written"
+        )
     if not found.passed:
         raise VerifyError(
             f"the folded net does not compute what the original does: {found.verdict}; nothing "

@@ -75,7 +75,8 @@ def verify(
         data layers, or to try another.
     :param tolerance: the largest difference that passes, as a part of the blob's largest
         value.
-    :param skip: names of blobs that are not compared.
+    :param skip: names of blobs that are not compared, as those whose scale ``equalize``
+        changed; the linear layers beside them may have other weights.
     :param seed: of the random inputs.
     :param rounds: how many forward passes of each net are timed; 0 for none.
     :param stages: the stages of the nets' state, beside phase TEST.
@@ -208,7 +209,7 @@ def _result(
             notes.append("no time was taken, since no engine runs the net whole")
         else:
             timing = measure(session, outcome, rounds)
-    wrong = differences(a, b, matching)
+    wrong = differences(a, b, matching, session.skip)
     dead = sum(blob.largest == 0 and not blob.problem for blob in blobs)
     if dead:
         be = "blob is" if dead == 1 else "blobs are"

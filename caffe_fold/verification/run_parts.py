@@ -39,7 +39,8 @@ def in_parts(
         break
     for engine, _ in ranked:
         proved = {blob.layer for blob in outcome.blobs if blob.section == "fold"}
-        left = [p for p in matching.pairs if p.is_fold and p.layer not in proved]
+        folds = [p for p in matching.pairs if p.is_fold and session.can_be_alone(p)]
+        left = [p for p in folds if p.layer not in proved]
         outcome.blobs += _alone(session, engine, left, shapes)
     return outcome
 

@@ -8,11 +8,12 @@ concerns it, the same blobs, and must read what it read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from caffe_fold.deploying.needs import is_loss
 from caffe_fold.errors import show
 from caffe_fold.layers.affine import AFFINE
+from caffe_fold.layers.linear import LINEAR
 from caffe_fold.nets.net import Layer
 from caffe_fold.verification.match import Matching, Pair
 from caffe_fold.verification.shapes import stated
@@ -22,14 +23,19 @@ from caffe_fold.writing.check import parameters
 __all__ = ["differences"]
 
 
-def differences(original: Side, folded: Side, matching: Matching) -> tuple[str, ...]:
-    """What is not the same beside what folding changes, a sentence each."""
-    return tuple(_Comparison(original, folded, matching).found())
+def differences(
+    original: Side, folded: Side, matching: Matching, skip: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """What is not the same beside what folding changes, a sentence each. A linear layer that
+    reads or writes a skipped blob may have other weights."""
+    return tuple(_Comparison(original, folded, matching, skip).found())
 
 
 class _Comparison:
-    def __init__(self, original: Side, folded: Side, matching: Matching) -> None:
-        self.a, self.b = original, folded
+    def __init__(
+        self, original: Side, folded: Side, matching: Matching, skip: Sequence[str]
+    ) -> None:
+        self.a, self.b, self.skip = original, folded, frozenset(skip)
         self.pairs = {pair.layer: pair for pair in matching.pairs}
         self.values = {pair.folded: pair.original for pair in matching.pairs}
         self._add_sources()
@@ -78,7 +84,10 @@ class _Comparison:
             yield f"layer '{name}' has other parameters in the folded net"
         if not self._reads_the_same(at, place, pair):
             yield f"layer '{name}' reads something else in the folded net"
-        if not (pair and pair.is_fold) and not self._has_the_same_blobs(new, old):
+        may_differ = bool(pair and pair.is_fold) or (
+            new.type in LINEAR and not self.skip.isdisjoint((*new.bottoms, *new.tops))
+        )
+        if not may_differ and not self._has_the_same_blobs(new, old):
             yield f"layer '{name}' took in no layer and has other blobs in the folded net"
 
     def _parameters(self, side: Side, layer: Layer) -> list[str]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from caffe_fold import caffe_pb2
 from caffe_fold.errors import CaffemodelError, Path, show
+from caffe_fold.scratch import scratch
 from caffe_fold.weights import wire
 
 __all__ = ["Blob", "Caffemodel", "Entry", "Form", "Run", "Storage", "name_text"]
@@ -186,6 +187,19 @@ class Caffemodel(NamedTuple):
         if not parts:
             return np.zeros(0, blob.storage.dtype)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def block(self, blob: Blob, start: int, stop: int) -> Array:
+        """The values ``start:stop`` of a blob in float64, 1-D, in memory that this thread's
+        next block takes. For large blobs, a block at a time."""
+        count, run = stop - start, blob.runs[0]
+        block: Array = scratch("block", count, np.dtype(np.float64))
+        if len(blob.runs) > 1 or run.stride != blob.storage.value:
+            block[:] = self.values(blob, start, stop)
+            return block
+        values = scratch("values", count, blob.storage.dtype)
+        self.source.read_into(run.offset + start * run.stride, values.data.cast("B"))
+        block[:] = values
+        return block
 
     def vector(self, blob: Blob) -> Array:
         """All values of a (small) blob in float64, 1-D."""

@@ -77,6 +77,17 @@ class Source:
             at += len(piece)
         return b"".join(pieces)
 
+    def read_into(self, start: int, buffer: memoryview) -> None:
+        """Fill a buffer with the bytes from ``start`` on.
+
+        :raises CaffemodelError: if the file has become shorter meanwhile.
+        """
+        while buffer:
+            count = _pread_into(self.descriptor, buffer, start)
+            if not count:
+                raise self.error(start, "the file became shorter while it was read")
+            buffer, start = buffer[count:], start + count
+
     def window(self, at: int) -> tuple[bytes, int]:
         """Bytes around a place and the offset of their first one.
 
@@ -97,6 +108,14 @@ def _pread(descriptor: int, count: int, at: int) -> bytes:
         return os.pread(descriptor, count, at)
     os.lseek(descriptor, at, os.SEEK_SET)
     return os.read(descriptor, count)
+
+
+def _pread_into(descriptor: int, buffer: memoryview, at: int) -> int:
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [buffer], at)
+    data = _pread(descriptor, len(buffer), at)
+    buffer[: len(data)] = data
+    return len(data)
 
 
 class Walk:

@@ -31,11 +31,11 @@ class Folding(NamedTuple):
     behind: AffineMap | None
 
     def weights(self, block: Array, row: int, col: int) -> Array:
-        """W' of a block of W, float64 of the same shape."""
+        """W' of a block of W, float64 of the same shape, in its place."""
         if self.before is not None:
-            block = block * self._inputs(self.before.scale, block, row, col)
+            block *= self._inputs(self.before.scale, block, row, col)
         if self.behind is not None:
-            block = block * self._outputs(self.behind.scale, block, row, col)
+            block *= self._outputs(self.behind.scale, block, row, col)
         return block
 
     def add_shift_sums(self, sums: Array, block: Array, row: int, col: int) -> None:

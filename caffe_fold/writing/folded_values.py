@@ -12,6 +12,7 @@ from caffe_fold.errors import show
 from caffe_fold.layers.affine_map import Array, Refused
 from caffe_fold.nets.net import Layer
 from caffe_fold.planning.plan import Fold
+from caffe_fold.scratch import scratch
 from caffe_fold.weights.caffemodel import Caffemodel, Storage
 from caffe_fold.writing.arithmetic import Folding, blocks
 
@@ -51,16 +52,18 @@ class FoldedValues:
         self.size, self.lost = np.zeros(outputs), np.zeros(outputs)
 
     def weights(self) -> Iterator[Chunk]:
-        """W' in pieces, each 2-D, in the order of the file."""
+        """W' in pieces, each 2-D, in the order of the file, and in memory that the next piece
+        takes."""
         self._start()
         layout = self.folding.layout
         for row, rows, col, cols in blocks(layout):
             start = row * layout.cols + col
-            values = self.model.values(self.fold.linear.weight, start, start + rows * cols)
-            block = values.astype(np.float64).reshape(rows, cols)
+            values = self.model.block(self.fold.linear.weight, start, start + rows * cols)
+            block = values.reshape(rows, cols)
             self.folding.add_shift_sums(self.shift_sums, block, row, col)
             folded = self.folding.weights(block, row, col)
-            rounded = _rounded(folded, self.storage, self.fold.linear.layer, "weights")
+            rounded = scratch("rounded", folded.size, self.storage.dtype).reshape(rows, cols)
+            _round(folded, rounded, self.fold.linear.layer, "weights")
             if self.storage is Storage.HALF:
                 layout.add_per_output(self.size, np.abs(folded), row, col)
                 layout.add_per_output(self.lost, np.abs(folded - rounded), row, col)
@@ -93,16 +96,24 @@ def rounded_vector(values: Array, storage: Storage, layer: Layer) -> Chunk:
 
 
 def _rounded(values: Array, storage: Storage, layer: Layer, name: str) -> Chunk:
-    with np.errstate(over="ignore"):
-        rounded = values.astype(storage.dtype)
-    # A finite sum has finite terms alone, and is quicker than to ask each of them.
-    if not np.isfinite(rounded.sum(dtype=np.float64)) and not np.isfinite(rounded).all():
+    rounded = np.empty(values.shape, storage.dtype)
+    _round(values, rounded, layer, name)
+    return rounded
+
+
+def _round(values: Array, rounded: Chunk, layer: Layer, name: str) -> None:
+    """Fill ``rounded`` with the values in its number type."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded[...] = values
+        # A finite sum has finite terms alone, and is quicker than to ask each of them.
+        is_finite = np.isfinite(rounded.sum(dtype=np.float64))
+    if not is_finite and not np.isfinite(rounded).all():
         if np.isfinite(values).all():
-            raise Blocked(layer, "overflow", f"its folded {name} would not fit {storage.label}")
+            label = Storage(rounded.itemsize).label
+            raise Blocked(layer, "overflow", f"its folded {name} would not fit {label}")
         raise Blocked(
             layer, "not-finite", f"its folded {name} would hold numbers that are not finite"
         )
-    return rounded
 
 
 def _require_little_loss(size: Array, lost: Array, layer: Layer) -> None:

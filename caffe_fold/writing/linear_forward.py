@@ -28,9 +28,8 @@ class _Weights(NamedTuple):
     blob: Blob
 
     def rows(self, first: int, last: int, row: int) -> Array:
-        """Rows ``first:last`` of ``row`` values each, in an array of their own."""
-        values = self.model.values(self.blob, first * row, last * row)
-        return values.astype(np.float64).reshape(last - first, row)
+        """Rows ``first:last`` of ``row`` values each, in memory that the next rows take."""
+        return self.model.block(self.blob, first * row, last * row).reshape(last - first, row)
 
 
 def linear_forward(

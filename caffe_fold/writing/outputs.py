@@ -1,8 +1,9 @@
 """Writing two files as one: beside their final place, then renamed, the prototxt last.
 
-After an error nothing is left. After a kill there may be a temporary file, and there
-is the old pair, the new pair, or weights without a prototxt; never a prototxt beside
-weights that are not its own.
+After an error nothing is left. After a kill there may be hidden files, which the next run
+onto the same outputs takes away, and there is the old pair, the new pair, or weights
+without a prototxt; never a prototxt beside weights that are not its own. Two runs onto one
+output would break that, so each holds the locks of its outputs.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from caffe_fold.errors import OutputError, Path, show
+from caffe_fold.writing.lock import hidden, locked
 
 __all__ = ["Outputs", "TemporaryPair", "resolve_outputs", "temporary_pair"]
 
@@ -100,26 +102,27 @@ def temporary_pair(outputs: Outputs) -> Iterator[TemporaryPair]:
 
     :raises OutputError: for whatever the system says against it.
     """
-    made: list[str] = []
     try:
-        for path in outputs:
-            made.append(_temporary(path))
-        yield TemporaryPair(outputs, *made)
+        with contextlib.ExitStack() as stack:
+            # In one order for all runs, or two of them could refuse each other.
+            locks = {path: stack.enter_context(locked(path)) for path in sorted(outputs)}
+            made = [stack.enter_context(_temporary(path, locks[path])) for path in outputs]
+            yield TemporaryPair(outputs, *made)
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else outputs.weights
         raise OutputError(f"{show(where, 1000)} cannot be written: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _temporary(path: str, is_locked: bool) -> Iterator[str]:
+    """A new empty file beside an output, gone at the end if it still has its name. Not by
+    ``tempfile``, whose files are private: this one is to have the mode of any new file."""
+    name = hidden(path, "tmp" if is_locked else f"{os.urandom(6).hex()}.tmp")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name)  # of a run that was killed
+    os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        yield name
     finally:
-        for path in made:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-
-
-def _temporary(path: str) -> str:
-    """A new empty file in the folder of a path. Not by ``tempfile``, whose files are private:
-    this one is to have the mode of any new file."""
-    folder, name = os.path.split(path)
-    while True:
-        made = os.path.join(folder, f".{name[:40]}.{os.urandom(6).hex()}.tmp")
-        with contextlib.suppress(FileExistsError):
-            os.close(os.open(made, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-            return made
+        with contextlib.suppress(OSError):
+            os.unlink(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ def caller(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
                 cli.main()
         finally:
             signal.signal(signal.SIGTERM, handler)
+            gc.enable()  # which a fold that has the process to itself does without
         assert isinstance(caught.value.code, int)
         return Outcome(caught.value.code, *capsys.readouterr())
 

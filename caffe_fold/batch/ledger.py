@@ -1,0 +1,293 @@
+"""What is done: a file of JSON lines in the output folder, which each run reads and extends.
+
+A line is written before a fold starts and after it is done. A kill leaves at most one torn
+line, the last, which is not read. The folder is locked while a run is on, so that two runs
+do not write the same files; a store of objects has no locks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from caffe_fold.batch import storage
+from caffe_fold.errors import CaffeFoldError, OutputError, show
+from caffe_fold.writing import lock
+from caffe_fold.writing.lock import hidden
+
+if TYPE_CHECKING:
+    from caffe_fold.batch.tasks import Task
+
+__all__ = [
+    "LEDGER",
+    "OWN_FILES",
+    "Ledger",
+    "entry_of",
+    "inputs_of",
+    "is_done",
+    "is_inside",
+    "locked",
+    "outputs_of",
+    "read",
+]
+
+LEDGER = ".caffe-fold-batch.jsonl"
+_LOCKED = "caffe-fold-batch"
+OWN_FILES = (LEDGER, hidden(_LOCKED, "lock"))
+
+_SECONDS = 5.0
+"""How often the ledger is written in a store, where a line cannot be appended."""
+
+_SCRATCH = re.compile(r"\.caffe-fold-\w{8}\Z")
+
+Entry = dict[str, Any]
+
+
+# ---- Reading ----
+
+
+def read(folder: str) -> dict[str, Entry]:
+    """The last entry of each task by its name; none where there is no ledger.
+
+    :raises InputError: if it cannot be read.
+    """
+    return {entry["name"]: entry for entry in map(_entry, _lines(folder)) if entry}
+
+
+def _lines(folder: str) -> list[bytes]:
+    address = storage.join(folder, LEDGER)
+    if not storage.exists(address):
+        return []
+    with storage.opened(address) as file:
+        return file.read().split(b"\n")
+
+
+def _entry(line: bytes) -> Entry | None:
+    """An entry; None for a torn line, or one of something else."""
+    try:
+        entry = json.loads(line)
+        return entry if isinstance(entry["name"], str) else None
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def outputs_of(folder: str) -> list[str]:
+    """The paths of what earlier runs wrote to an output folder."""
+    with contextlib.suppress(CaffeFoldError):
+        return [
+            storage.join(folder, name)
+            for entry in read(folder).values()
+            for name in entry.get("outputs", {})
+        ]
+    return []
+
+
+# ---- What makes a task done ----
+
+
+def inputs_of(task: Task) -> list[dict[str, Any]]:
+    """What tells a task's inputs from changed ones: address, size, time of change (or tag),
+    and the SHA-256 where it is asked for.
+
+    :raises InputError: if one is not there.
+    """
+    found = []
+    for address in _input_addresses(task):
+        known: dict[str, Any] = {"path": address, **asdict(storage.stamp(address))}
+        if task.checksum:
+            known["sha256"] = storage.digest(address)
+        found.append(known)
+    return found
+
+
+def _input_addresses(task: Task) -> list[str]:
+    verify = task.options.get("verify") or {}
+    return [task.model, task.weights, *filter(None, [verify.get("input")])]
+
+
+def asked(task: Task) -> str:
+    """What was asked for, as text: the options, and the outputs' names."""
+    what = {"options": task.options, "strict": task.strict, "model": task.output_model}
+    return json.dumps(what, sort_keys=True, default=str)
+
+
+def entry_of(task: Task, inputs: list[dict[str, Any]], report: Mapping[str, Any]) -> Entry:
+    """The entry of a task that is done."""
+    outputs = {
+        _below(task, address): asdict(storage.stamp(address))
+        for address in (task.output_model, task.output_weights)
+    }
+    return {
+        "name": task.name,
+        "version": task.version,
+        "asked": asked(task),
+        "inputs": inputs,
+        "outputs": outputs,
+        "report": report,
+    }
+
+
+def _below(task: Task, address: str) -> str:
+    if storage.is_url(task.output):
+        return address[len(task.output.rstrip("/")) + 1 :]
+    return os.path.relpath(address, task.output).replace(os.sep, "/")
+
+
+def is_done(task: Task, entry: Entry | None) -> bool:
+    """Whether an entry is of this task, its inputs are the same, and its outputs are there as
+    they were written."""
+    if entry is None or "report" not in entry:
+        return False
+    if (entry["version"], entry["asked"]) != (task.version, asked(task)):
+        return False
+    try:
+        for address in (task.output_model, task.output_weights):
+            if entry["outputs"][_below(task, address)] != asdict(storage.stamp(address)):
+                return False
+        return all(map(_is_same, entry["inputs"], inputs_of(task)))
+    except (CaffeFoldError, KeyError):
+        return False
+
+
+def _is_same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """With a checksum the content decides; else address, size and time. A store that tells
+    neither time nor tag cannot say that nothing changed."""
+    if "sha256" in new:
+        return bool(old.get("sha256") == new["sha256"])
+    return bool(new["tag"]) and all(old[key] == new[key] for key in ("path", "size", "tag"))
+
+
+def is_inside(path: str, output: str) -> bool:
+    """Whether a path's folder is really inside the output folder, whatever links there are."""
+    root, folder = os.path.realpath(output), os.path.realpath(os.path.dirname(path))
+    return os.path.commonpath([root, folder]) == root
+
+
+# ---- Writing ----
+
+
+class Ledger:
+    """The ledger of a run that has locked the output folder."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.address = storage.join(folder, LEDGER)
+        self.entries = read(folder)
+        self._is_url = storage.is_url(folder)
+        self._written = time.monotonic()
+        self._started: list[str] = []
+        if self._is_url:
+            self._replace()  # where nothing can be written, this is the time to know
+        else:
+            self._descriptor = self._begin()
+
+    def start(self, task: Task) -> None:
+        """Note that a fold begins, whose temporary files a kill may leave."""
+        if not self._is_url:
+            names = [_below(task, path) for path in (task.output_model, task.output_weights)]
+            self._started += names
+            self._append({"name": task.name, "started": names})
+
+    def done(self, entry: Entry) -> None:
+        """Note that a fold is done."""
+        self.entries[entry["name"]] = entry
+        if not self._is_url:
+            self._append(entry)
+        elif time.monotonic() > self._written + _SECONDS:
+            self._replace()
+
+    def close(self) -> None:
+        """Write what is not written yet, and clear what killed workers left."""
+        if self._is_url:
+            self._replace()
+        else:
+            os.close(self._descriptor)
+            _remove_temporaries(self.folder, self._started)
+
+    def _begin(self) -> int:
+        """Clear what a killed run left, write the entries anew, and open the file.
+
+        :raises OutputError: for whatever the system says against it.
+        """
+        new = f"{self.address}.tmp"
+        with _writing(self.address):
+            started = [entry.get("started", ()) for entry in self.entries.values()]
+            _remove_temporaries(self.folder, itertools.chain(*started))
+            self.entries = {n: entry for n, entry in self.entries.items() if "report" in entry}
+            try:
+                with open(new, "w", encoding="utf-8") as file:
+                    file.writelines(map(_line, self.entries.values()))
+                os.replace(new, self.address)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.unlink(new)
+                raise
+            return os.open(self.address, os.O_WRONLY | os.O_APPEND)
+
+    def _append(self, entry: Entry) -> None:
+        """One line by one call, which no signal of ours can tear."""
+        data = _line(entry).encode("utf-8")
+        with _writing(self.address):
+            size = os.fstat(self._descriptor).st_size
+            if os.write(self._descriptor, data) < len(data):
+                os.ftruncate(self._descriptor, size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _replace(self) -> None:
+        storage.replace_text(self.address, "".join(map(_line, self.entries.values())))
+        self._written = time.monotonic()
+
+
+def _line(entry: Entry) -> str:
+    return json.dumps(entry, separators=(",", ":")) + "\n"
+
+
+def _remove_temporaries(output: str, names: Iterable[str]) -> None:
+    """Remove what killed folds left beside outputs that they were to write
+    (``caffe_fold.writing.outputs.temporary_pair``, ``caffe_fold.weights_files``)."""
+    paths = [storage.join(output, name) for name in names]
+    folders = {os.path.dirname(path) for path in paths if is_inside(path, output)}
+    for path in paths:
+        left = [
+            name for name in map(hidden, (path, path), ("tmp", "lock")) if os.path.lexists(name)
+        ]
+        if left and os.path.dirname(path) in folders:
+            with contextlib.suppress(OSError, OutputError), lock.locked(path):
+                os.unlink(hidden(path, "tmp"))
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            for found in filter(_SCRATCH.match, os.listdir(folder)):
+                shutil.rmtree(os.path.join(folder, found), ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _writing(address: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{show(address, 1000)} cannot be written: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def locked(folder: str) -> Iterator[None]:
+    """Keep other runs out of an output folder, which is made if it is not there.
+
+    :raises OutputError: if one is in it, or it cannot be written to.
+    """
+    if storage.is_url(folder):
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        with _writing(folder):
+            os.makedirs(folder, exist_ok=True)
+            stack.enter_context(lock.locked(os.path.join(folder, _LOCKED), folder))
+        yield

@@ -1,0 +1,191 @@
+"""A batch from its sources to its outcomes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import IO, Any
+
+from caffe_fold.batch import ledger, manifest, storage
+from caffe_fold.batch.execute import Workers, cores, execute
+from caffe_fold.batch.folders import Pair, Skipped, pairs_in
+from caffe_fold.batch.progress import Progress
+from caffe_fold.batch.table import Row, as_line, row_of, skipped_line
+from caffe_fold.batch.tasks import Task, plan
+from caffe_fold.errors import InputError, Interrupted, OutputError, show
+
+__all__ = ["Batch", "find", "run", "split"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is to be done, and what is no pair."""
+
+    sources: tuple[str, ...]
+    output: str
+    tasks: tuple[Task, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def find(
+    sources: Sequence[str],
+    output: str,
+    options: Mapping[str, Any],
+    row_options: manifest.Options,
+    checksum: bool,
+) -> Batch:
+    """Look through the sources and plan all folds; nothing is written.
+
+    :param options: of ``caffe_fold.fold``, and ``strict``.
+    :param row_options: those that a manifest's row may have.
+    :raises InputError: if a source is not there or not understood, or there is no pair.
+    :raises OutputError: if two pairs would write one file.
+    """
+    output, sources = _absolute(output), tuple(map(_absolute, sources))
+    found = [item for source in sources for item in _items(source, output, row_options)]
+    skipped = tuple(item for item in found if isinstance(item, Skipped))
+    pairs = [item for item in found if isinstance(item, Pair)]
+    if not found:
+        names = ", ".join(show(source, 1000) for source in sources)
+        raise InputError(f"{names}: there is no caffemodel in it")
+    tasks = tuple(plan(pairs, output, options, checksum))
+    return Batch(sources, output, tasks, skipped)
+
+
+def _items(source: str, output: str, options: manifest.Options) -> Iterator[Pair | Skipped]:
+    if not storage.is_url(source) and not os.path.exists(source):
+        raise InputError(f"{show(source, 1000)} is not there")
+    is_folder = os.path.isdir(source)
+    if not is_folder and manifest.is_manifest(source):
+        yield from manifest.pairs_of(source, options)
+    elif is_folder or storage.is_url(source):
+        yield from pairs_in(source, output)
+    else:
+        suffixes = ", ".join(manifest.SUFFIXES)
+        raise InputError(
+            f"{show(source, 1000)} is no folder and no manifest ({suffixes}); for one net leave "
+            "out 'batch'"
+        )
+
+
+def _absolute(address: str) -> str:
+    """An address that means the same in another process, which may have another folder.
+
+    :raises InputError: if it is empty, as of a variable that is not set.
+    """
+    if not address:
+        raise InputError("an empty path is given; expected a folder, a manifest or a URL")
+    return address if storage.is_url(address) else os.path.abspath(address)
+
+
+# ---- What is done ----
+
+
+def split(batch: Batch, entries: Mapping[str, ledger.Entry]) -> tuple[list[Row], list[Task]]:
+    """The rows of what the ledger has as done, and the tasks that are left."""
+    # Most of it is waiting: for a disk or a store, or for a hash, which leaves the lock.
+    with ThreadPoolExecutor(max(cores(), 8)) as threads:
+        done = list(threads.map(lambda t: ledger.is_done(t, entries.get(t.name)), batch.tasks))
+    rows, left = [], []
+    for task, is_done in zip(batch.tasks, done):
+        if is_done:
+            report = entries[task.name]["report"]
+            rows.append(Row(task.name, "unchanged", task.model, task.weights, report=report))
+        else:
+            left.append(task)
+    return rows, left
+
+
+# ---- Running ----
+
+
+def run(
+    batch: Batch,
+    workers: Callable[[int], Workers],
+    report: str | None,
+    progress: Callable[[int], Progress],
+) -> list[Row]:
+    """Fold what is not done; a row a model.
+
+    :param workers: gives the workers for a number of tasks.
+    :param report: a file that gets a line a model.
+    :param progress: makes what is told of each model, for a number of tasks.
+    :raises OutputError: if the output folder is locked, or cannot be written to.
+    :raises Interrupted: after Ctrl-C, with what is done in the ledger.
+    """
+    rows: list[Row] = []
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(ledger.locked(batch.output))
+        line = stack.enter_context(_report(report, batch))
+        book = stack.enter_context(contextlib.closing(ledger.Ledger(batch.output)))
+        for skipped in batch.skipped:
+            line(skipped_line(skipped))
+        try:
+            unchanged, left = split(batch, book.entries)
+            for row in unchanged:
+                rows.append(row)
+                line(as_line(row))
+            if left:
+                found = _outcomes(left, workers(len(left)), book)
+                told = stack.enter_context(progress(len(left)))
+                with contextlib.closing(found):
+                    for row in found:
+                        rows.append(row)
+                        line(as_line(row))
+                        told.tell(row)
+        except KeyboardInterrupt:
+            done = sum(not row.error for row in rows)
+            raise Interrupted(
+                f"interrupted; {done} of {len(batch.tasks)} models are done, and the same "
+                "command goes on from there"
+            ) from None
+    return rows
+
+
+def _outcomes(
+    tasks: Sequence[Task], workers: Workers, book: ledger.Ledger
+) -> Generator[Row, None, None]:
+    """A row for each task as it comes to an end, which the ledger has by then."""
+    with contextlib.closing(execute(tasks, workers, book.start)) as outcomes:
+        for outcome in outcomes:
+            if outcome.entry is not None:
+                book.done(outcome.entry)
+            yield row_of(outcome)
+
+
+@contextlib.contextmanager
+def _report(path: str | None, batch: Batch) -> Iterator[Callable[[str], None]]:
+    """What writes a line to the report, at once.
+
+    :raises OutputError: if it cannot be written, or is one of the batch's own files.
+    """
+    if path is None:
+        yield lambda line: None
+        return
+    _require_other(path, batch)
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            yield lambda line: _write(file, line)
+    except OSError as error:
+        raise OutputError(f"{show(path, 1000)} cannot be written: {error.strerror}") from None
+
+
+def _write(file: IO[str], line: str) -> None:
+    file.write(line + "\n")
+    file.flush()
+
+
+def _require_other(path: str, batch: Batch) -> None:
+    """Check that a report does not replace one of the batch's files."""
+    real = os.path.realpath(path)
+    files = (
+        name
+        for task in batch.tasks
+        for name in (task.model, task.weights, task.output_model, task.output_weights)
+    )
+    own = (*batch.sources, *(storage.join(batch.output, name) for name in ledger.OWN_FILES))
+    if any(os.path.realpath(name) == real for name in (*own, *files)):
+        raise OutputError(f"{show(path, 1000)} is a file of the batch; give another --report")

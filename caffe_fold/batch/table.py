@@ -1,0 +1,96 @@
+"""Outcomes as text for a person, and as lines of JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from caffe_fold.batch.folders import Skipped
+from caffe_fold.batch.worker import Outcome
+from caffe_fold.errors import show
+
+__all__ = ["Row", "as_line", "as_table", "row_of", "skipped_line"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model: its outputs' name, what became of it, and what is to say.
+
+    :param status: "done", "unchanged" (done by an earlier run) or "failed".
+    """
+
+    name: str
+    status: str
+    model: str
+    weights: str
+    error: str = ""
+    exit_code: int = 0
+    seconds: float = 0.0
+    report: dict[str, Any] | None = None
+
+    @property
+    def said(self) -> str:
+        """What there is to say of it: the error, or how many warnings its report has."""
+        count = len(self.report["warnings"]) if self.report and not self.error else 0
+        return self.error or (f"{count} warning{'s' * (count > 1)}" if count else "")
+
+
+def row_of(outcome: Outcome) -> Row:
+    """The row of a task that ran."""
+    task = outcome.task
+    return Row(
+        name=task.name,
+        status="failed" if outcome.error else "done",
+        model=task.model,
+        weights=task.weights,
+        error=outcome.error,
+        exit_code=outcome.exit_code,
+        seconds=outcome.seconds,
+        report=outcome.report,
+    )
+
+
+def as_line(row: Row) -> str:
+    """One line of JSON, without its end."""
+    data = {
+        "output": show(row.name, 10**9),
+        "status": row.status,
+        "model": show(row.model, 10**9),
+        "weights": show(row.weights, 10**9),
+        "error": row.error or None,
+        "exit_code": row.exit_code,
+        "seconds": round(row.seconds, 3),
+        "report": row.report,
+    }
+    return json.dumps(data)
+
+
+def skipped_line(skipped: Skipped) -> str:
+    """The same for what is no pair."""
+    data = {"status": "skipped", "weights": show(skipped.path, 10**9), "error": skipped.reason}
+    return json.dumps(data)
+
+
+def as_table(rows: Sequence[Row]) -> str:
+    """A line a model, the failed ones last, with columns below each other."""
+    ordered = sorted(rows, key=lambda row: (row.status == "failed", row.name))
+    cells = [(row.status, show(row.name, 1000), *_counts(row)) for row in ordered]
+    widths = [max(map(len, column)) for column in zip(*cells)] if cells else []
+    lines = []
+    for row, line in zip(ordered, cells):
+        text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths))
+        lines.append(f"{text}  {row.said}".rstrip())
+    return "\n".join(lines)
+
+
+def _counts(row: Row) -> tuple[str, str, str]:
+    """Layers and BatchNorms before and after, and the seconds."""
+    if row.report is None:
+        return "", "", ""
+    before, after = row.report["before"], row.report["after"]
+    norms = [counts["by_type"].get("BatchNorm", 0) for counts in (before, after)]
+    seconds = f"{row.seconds:.2f} s" if row.status != "unchanged" else ""
+    layers = f"layers {before['layers']} -> {after['layers']}"
+    return layers, f"BatchNorm {norms[0]} -> {norms[1]}", seconds

@@ -1,0 +1,213 @@
+"""``caffe-fold batch``: many nets at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, Callable
+
+import click
+
+from caffe_fold.commands.fold_options import fold_options
+from caffe_fold.commands.printing import reader_may_leave
+from caffe_fold.commands.verify_options import asked_for
+from caffe_fold.errors import show
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from caffe_fold.batch.execute import Workers
+    from caffe_fold.batch.run import Batch
+    from caffe_fold.batch.table import Row
+
+__all__ = ["batch"]
+
+_EXAMPLES = """\b
+Examples:
+  caffe-fold batch zoo --output-dir folded
+  caffe-fold batch pairs.csv --output-dir folded --report report.jsonl --verify
+  caffe-fold batch s3://models/zoo --output-dir s3://models/folded --jobs 8
+  caffe-fold batch /shared/zoo --output-dir /shared/folded --scheduler tcp://host:8786
+
+\b
+Exit codes:
+  0    each model is done, now or by an earlier run
+  1    a model failed; the others are done
+  2    bad usage or input; nothing was folded
+  130  interrupted; what is done is recorded, and the same command goes on"""
+
+
+@click.command(epilog=_EXAMPLES)
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
+@click.option(
+    "--output-dir",
+    "output",
+    required=True,
+    metavar="DIR",
+    help="Where the folded nets go, in the folders of their sources; made if it is not there.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="How many processes.  [default: the cores]",
+)
+@click.option("--scheduler", metavar="ADDRESS", help="Fold on a Dask cluster, as tcp://host:8786.")
+@click.option("--report", metavar="FILE", help="Write the reports to it, as JSON lines.")
+@click.option(
+    "--checksum",
+    is_flag=True,
+    help="Tell a changed input by its content, and not by its size and time.",
+)
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and write nothing.")
+@click.option("--strict", is_flag=True, help="A model in which a BatchNorm is left has failed.")
+@click.option("--quiet", is_flag=True, help="Print nothing but models that fail or are skipped.")
+@fold_options
+def batch(
+    sources: tuple[str, ...],
+    output: str,
+    jobs: int | None,
+    scheduler: str | None,
+    report: str | None,
+    checksum: bool,
+    dry_run: bool,
+    quiet: bool,
+    **options: Any,
+) -> int:
+    """Fold many nets. A SOURCE is a folder, which is searched; a manifest (.csv, .jsonl), a
+    row a pair; or the fsspec URL of either.
+
+    In a folder, prototxt and weights of one name are a pair, and so is one deploy prototxt
+    with one weights file, or with each snapshot of one training (NAME_iter_N.caffemodel).
+    What is ambiguous is listed and skipped.
+
+    Models that are done are not folded again, unless their files, the options or the version
+    changed.
+    """
+    from caffe_fold.batch.run import find
+
+    if jobs is not None and scheduler is not None:
+        raise click.UsageError("--jobs is for this machine; leave it out with --scheduler")
+    asked_for(click.get_current_context(), dict(options), options["verify"])
+    found = find(sources, output, _absolute(options), _row_options(), checksum)
+    for skipped in found.skipped:
+        click.echo(f"skipped  {show(skipped.path, 1000)}: {skipped.reason}", err=True)
+    if dry_run:
+        return _print_plan(found)
+    return _run(found, partial(_workers, jobs, scheduler), report, quiet)
+
+
+# ---- Options ----
+
+
+def _absolute(options: dict[str, Any]) -> dict[str, Any]:
+    """The options with paths that mean the same in another folder."""
+    found = dict(options)
+    for name in ("verify_input", "verify_caffe_python"):
+        path = options[name]
+        # A bare name of an interpreter is looked up on the PATH.
+        if path and "://" not in path and (name == "verify_input" or os.sep in path):
+            found[name] = os.path.abspath(path)
+    return found
+
+
+@click.command()
+@click.option("--strict", is_flag=True)
+@fold_options
+def _row(**_: Any) -> None:
+    """What a manifest's row may say: parsed by the same options as the command line."""
+
+
+def _row_options() -> dict[str, Callable[[Any], tuple[str, Any]]]:
+    """By an option's name, what makes a parameter's name and value of a cell."""
+    context = click.Context(_row)
+    return {
+        name[2:]: partial(_parameter, context, option)
+        for option in _row.params
+        if isinstance(option, click.Option)
+        for name in option.opts
+    }
+
+
+def _parameter(context: click.Context, option: click.Option, cell: Any) -> tuple[str, Any]:
+    """A parameter's name and value.
+
+    :raises ValueError: with what was expected.
+    """
+    assert option.name is not None
+    try:
+        if option.is_flag:
+            is_on = click.BOOL.convert(cell, option, context)
+            return option.name, option.flag_value if is_on else not option.flag_value
+        given = cell if isinstance(cell, list) else [cell]
+        if option.multiple and isinstance(cell, str):
+            given = [part for part in cell.split(";") if part]
+        if not all(isinstance(c, (str, int, float)) and not isinstance(c, bool) for c in given):
+            raise ValueError("expected text or a number, or a list of them")
+        if not option.multiple and len(given) != 1:
+            raise ValueError("expected one value")
+        texts = tuple(map(str, given))
+        return option.name, option.process_value(context, texts if option.multiple else texts[0])
+    except click.BadParameter as error:
+        raise ValueError(error.message) from None
+
+
+def _workers(jobs: int | None, scheduler: str | None, count: int) -> Workers:
+    """The workers for a number of tasks."""
+    from caffe_fold.batch.execute import Cluster, Processes, cores
+
+    if scheduler is not None:
+        return Cluster(scheduler)
+    most = 61 if sys.platform == "win32" else count  # Windows waits for no more
+    return Processes(min(jobs or cores(), count, most))
+
+
+# ---- What is printed ----
+
+
+def _print_plan(found: Batch) -> int:
+    from caffe_fold.batch.ledger import read
+    from caffe_fold.batch.run import split
+
+    rows, left = split(found, read(found.output))
+    with reader_may_leave():
+        for row in rows:
+            click.echo(f"unchanged  {show(row.name, 1000)}")
+        for task in left:
+            files = " + ".join(show(path, 1000) for path in (task.model, task.weights))
+            click.echo(f"fold  {files} -> {show(task.name, 1000)}")
+        click.echo(
+            f"{len(left)} to fold, {len(rows)} unchanged, {len(found.skipped)} skipped; "
+            "nothing was written"
+        )
+    return 0
+
+
+def _run(found: Batch, workers: Callable[[int], Workers], report: str | None, quiet: bool) -> int:
+    from caffe_fold.batch.progress import progress
+    from caffe_fold.batch.run import run
+
+    start = time.monotonic()
+    rows = run(found, workers, report, partial(progress, quiet=quiet))
+    seconds = time.monotonic() - start
+    if not quiet:
+        with reader_may_leave():
+            _print_table(rows, len(found.skipped), seconds)
+    return 1 if any(row.error for row in rows) else 0
+
+
+def _print_table(rows: Sequence[Row], skipped: int, seconds: float) -> None:
+    from caffe_fold.batch.table import as_table
+
+    if rows:
+        click.echo(as_table(rows))
+    done, same, failed = (
+        sum(row.status == status for row in rows) for status in ("done", "unchanged", "failed")
+    )
+    rate = f", {(done + failed) / seconds:.1f}/s" if done + failed and seconds else ""
+    click.echo(
+        f"{len(rows)} models: {done} done, {same} unchanged, {failed} failed; "
+        f"{skipped} files skipped; {seconds:.1f} s{rate}"
+    )

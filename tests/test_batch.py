@@ -1,0 +1,496 @@
+"""A batch: what it writes, what it says, what it does again, and that no model stops another."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import batching
+import pytest
+from batching import LEDGER, begin, files, folded, lines, tiny, write_pairs
+from support.command import Call, Outcome
+
+import caffe_fold
+from caffe_fold.batch import execute as execution
+from caffe_fold.batch import ledger
+from caffe_fold.batch import worker as work
+from caffe_fold.batch.execute import Processes, execute
+from caffe_fold.batch.tasks import Task
+from caffe_fold.errors import OutputError
+
+POSIX = pytest.mark.skipif(os.name != "posix", reason="needs POSIX files and signals")
+
+
+@pytest.fixture
+def zoo(tmp_path: Path) -> Path:
+    write_pairs(tmp_path / "zoo", 2)
+    return tmp_path / "zoo"
+
+
+@pytest.fixture
+def run(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Run a batch into ``out``, in this process."""
+    batching.fold_in_threads(monkeypatch)
+
+    def run_batch(source: Path, *arguments: str | Path) -> Outcome:
+        return call("batch", source, "--output-dir", tmp_path / "out", "--jobs", "1", *arguments)
+
+    return run_batch
+
+
+Run = Callable[..., Outcome]
+
+
+# ---- What it writes and says ----
+
+
+def test_the_files_are_those_of_single_folds(zoo: Path, tmp_path: Path, run: Run) -> None:
+    report = tmp_path / "report.jsonl"
+    done = run(zoo, "--report", report)
+    assert done.code == 0, done.err
+    out = tmp_path / "out"
+    assert files(out) == folded("net0", "net1")
+    for line in lines(report):
+        single = caffe_fold.fold(line["model"], line["weights"], tmp_path / "m", tmp_path / "w")
+        stem = line["output"][: -len(".caffemodel")]
+        assert (out / f"{stem}.prototxt").read_bytes() == (tmp_path / "m").read_bytes()
+        assert (out / f"{stem}.caffemodel").read_bytes() == (tmp_path / "w").read_bytes()
+        expected = single.to_dict()
+        expected["output_model"] = str(out / f"{stem}.prototxt")
+        expected["output_weights"] = str(out / f"{stem}.caffemodel")
+        assert line["report"] == expected
+        assert (line["status"], line["error"], line["exit_code"]) == ("done", None, 0)
+
+
+def test_progress_is_on_standard_error_and_the_table_on_standard_output(
+    zoo: Path, run: Run
+) -> None:
+    done = run(zoo)
+    progress = done.err.splitlines()
+    assert sorted(line[6:] for line in progress) == [
+        f"done  net{i}_inference.caffemodel" for i in (0, 1)
+    ]
+    assert [line[:5] for line in progress] == ["[1/2]", "[2/2]"]
+    *rows, last = done.out.splitlines()
+    assert [re.sub(r" +\d+\.\d\d s$", "", row) for row in rows] == [
+        f"done  net{i}_inference.caffemodel  layers 4 -> 2  BatchNorm 1 -> 0" for i in (0, 1)
+    ]
+    assert last.startswith("2 models: 2 done, 0 unchanged, 0 failed; 0 files skipped; ")
+
+
+def test_quiet_prints_failures_alone(zoo: Path, run: Run) -> None:
+    (zoo / "net1.caffemodel").write_bytes(b"")
+    done = run(zoo, "--quiet")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.count("\n") == 1
+    assert "failed  net1_inference.caffemodel: " in done.err
+
+
+def test_a_bad_model_does_not_stop_the_others(zoo: Path, tmp_path: Path, call: Call) -> None:
+    write_pairs(zoo / "b", 1)
+    (zoo / "net0.caffemodel").write_bytes((zoo / "net0.caffemodel").read_bytes()[:-5])
+    (zoo / "net1.prototxt").write_text("layer {")
+    done = call("batch", zoo, "--output-dir", tmp_path / "out", "--report", tmp_path / "r")
+    assert done.code == 1
+    assert files(tmp_path / "out") == {f"b/{name}" for name in folded("net0")}
+    errors = {line["output"]: line["error"] for line in lines(tmp_path / "r")}
+    assert f"{zoo / 'net0.caffemodel'}" in errors["net0_inference.caffemodel"]
+    assert f"{zoo / 'net1.prototxt'}:1:" in errors["net1_inference.caffemodel"]
+    assert errors["b/net0_inference.caffemodel"] is None
+    *_, first, second, last = done.out.splitlines()
+    assert (first.startswith("failed"), second.startswith("failed")) == (True, True)
+    assert "3 models: 1 done, 0 unchanged, 2 failed" in last
+
+
+def test_strict_fails_the_model_that_keeps_a_batch_norm(
+    zoo: Path, tmp_path: Path, run: Run
+) -> None:
+    batching.with_left().write(zoo, "left")
+    done = run(zoo, "--strict", "--report", tmp_path / "r")
+    assert done.code == 1
+    by_name = {line["output"]: line for line in lines(tmp_path / "r")}
+    left = by_name["left_inference.caffemodel"]
+    assert (left["exit_code"], left["error"]) == (3, "--strict: 1 BatchNorm layers are left")
+    assert left["report"]["written"]
+    assert files(tmp_path / "out") == folded("net0", "net1", "left")
+    again = run(zoo, "--strict")
+    assert "3 models: 0 done, 2 unchanged, 1 failed" in again.out
+    assert run(zoo).code == 0
+
+
+def test_verify_reaches_each_fold(zoo: Path, tmp_path: Path, run: Run) -> None:
+    pytest.importorskip("cv2", reason="the verify extra is not installed")
+    done = run(zoo, "--verify", "--verify-tolerance", "0.001", "--report", tmp_path / "r")
+    assert done.code == 0, done.err
+    assert all(line["report"]["verified"]["passed"] for line in lines(tmp_path / "r"))
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(zoo: Path, tmp_path: Path, run: Run) -> None:
+    done = run(zoo, "--dry-run")
+    pairs = [f"fold  {zoo}/net{i}.prototxt + {zoo}/net{i}.caffemodel" for i in (0, 1)]
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines() == [
+        *(f"{pair} -> net{i}_inference.caffemodel" for i, pair in enumerate(pairs)),
+        "2 to fold, 0 unchanged, 0 skipped; nothing was written",
+    ]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_source_may_be_its_own_output_folder(zoo: Path, call: Call) -> None:
+    for expected in ("2 done, 0 unchanged", "0 done, 2 unchanged"):
+        done = call("batch", zoo, "--output-dir", zoo, "--jobs", "1")
+        assert (done.code, expected in done.out) == (0, True)
+    assert files(zoo) == {f"net{i}.{e}" for i in (0, 1) for e in ("prototxt", "caffemodel")} | (
+        folded("net0", "net1")
+    )
+
+
+# ---- What is done is not done again ----
+
+
+def again(run: Run, zoo: Path, *arguments: str) -> str:
+    done = run(zoo, *arguments)
+    assert done.code == 0, done.err
+    match = re.search(r"(\d+) done, (\d+) unchanged", done.out)
+    assert match is not None
+    return f"{match[1]} done, {match[2]} unchanged"
+
+
+def test_what_is_done_is_not_done_again(zoo: Path, tmp_path: Path, run: Run) -> None:
+    assert again(run, zoo) == "2 done, 0 unchanged"
+    first = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("net*")}
+    run(zoo, "--report", tmp_path / "r")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("net*")} == first
+    assert [line["status"] for line in lines(tmp_path / "r")] == ["unchanged"] * 2
+    assert all(line["report"]["folded"] for line in lines(tmp_path / "r"))
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What is done between two runs, and the arguments of the second."""
+
+    change: Callable[[Path, Path], object]
+    expected: str
+    arguments: tuple[str, ...] = ()
+
+
+def edit_ledger(out: Path, edit: Callable[[list[dict[str, Any]]], object]) -> None:
+    entries = lines(out / LEDGER)
+    edit(entries)
+    (out / LEDGER).write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+CHANGES = {
+    "new weights": Changed(lambda zoo, out: tiny(9).write(zoo, "net0"), "1 done, 1 unchanged"),
+    "a prototxt of the same size": Changed(
+        lambda zoo, out: rewritten(zoo / "net0.prototxt", "dim: 4", "dim: 5"),
+        "1 done, 1 unchanged",
+    ),
+    "an output is gone": Changed(
+        lambda zoo, out: (out / "net1_inference.prototxt").unlink(), "1 done, 1 unchanged"
+    ),
+    "an output changed": Changed(
+        lambda zoo, out: (out / "net1_inference.caffemodel").write_bytes(b"x"),
+        "1 done, 1 unchanged",
+    ),
+    "another option": Changed(lambda zoo, out: None, "2 done, 0 unchanged", ("--no-check",)),
+    "a new pair": Changed(lambda zoo, out: tiny(3).write(zoo, "net3"), "1 done, 2 unchanged"),
+    "another version": Changed(
+        lambda zoo, out: edit_ledger(out, lambda entries: entries[-1].update(version="0")),
+        "1 done, 1 unchanged",
+    ),
+    "no checksum was recorded": Changed(
+        lambda zoo, out: None, "2 done, 0 unchanged", ("--checksum",)
+    ),
+    "the ledger is gone": Changed(lambda zoo, out: (out / LEDGER).unlink(), "2 done, 0 unchanged"),
+    "the ledger is garbage": Changed(
+        lambda zoo, out: (out / LEDGER).write_bytes(b"\0\xff\n[1]\n{}\n"), "2 done, 0 unchanged"
+    ),
+}
+
+
+def rewritten(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize("changed", CHANGES.values(), ids=CHANGES.keys())
+def test_what_changed_is_done_again(changed: Changed, zoo: Path, tmp_path: Path, run: Run) -> None:
+    run(zoo)
+    changed.change(zoo, tmp_path / "out")
+    assert again(run, zoo, *changed.arguments) == changed.expected
+    assert again(run, zoo, *changed.arguments).startswith("0 done")
+
+
+def test_a_torn_last_line_is_not_read(zoo: Path, tmp_path: Path, run: Run) -> None:
+    run(zoo)
+    path = tmp_path / "out" / LEDGER
+    path.write_bytes(path.read_bytes()[:-20])
+    assert again(run, zoo) == "1 done, 1 unchanged"
+    assert again(run, zoo) == "0 done, 2 unchanged"
+
+
+def test_with_checksum_the_content_counts_and_not_place_and_time(
+    zoo: Path, tmp_path: Path, run: Run
+) -> None:
+    run(zoo, "--checksum")
+    moved = tmp_path / "moved"
+    shutil.copytree(zoo, moved, copy_function=shutil.copyfile)
+    assert again(run, moved, "--checksum") == "0 done, 2 unchanged"
+    status = (moved / "net0.prototxt").stat()
+    rewritten(moved / "net0.prototxt", "dim: 4", "dim: 5")
+    os.utime(moved / "net0.prototxt", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert again(run, moved, "--checksum") == "1 done, 1 unchanged"
+    assert again(run, moved) == "1 done, 1 unchanged"  # the other has another place now
+
+
+def test_the_ledger_does_not_grow(zoo: Path, tmp_path: Path, run: Run) -> None:
+    for index in range(3):
+        tiny(index).write(zoo, "net0")
+        run(zoo)
+    run(zoo)
+    names = [entry["name"] for entry in lines(tmp_path / "out" / LEDGER)]
+    assert sorted(names) == ["net0_inference.caffemodel", "net1_inference.caffemodel"]
+
+
+def test_two_batches_in_one_folder_are_refused(zoo: Path, tmp_path: Path, run: Run) -> None:
+    with ledger.locked(str(tmp_path / "out")):
+        done = run(zoo)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"error: {tmp_path / 'out'} is being written by another run")
+    assert run(zoo).code == 0
+
+
+def test_what_a_killed_fold_left_goes_and_nothing_else(zoo: Path, tmp_path: Path, run: Run) -> None:
+    run(zoo)
+    out = tmp_path / "out"
+    name = ".net0_inference.prototxt.tmp"
+    started = {
+        "name": "net0_inference.caffemodel",
+        "started": ["net0_inference.prototxt", "net0_inference.caffemodel", "../zoo/net0.prototxt"],
+    }
+    with (out / LEDGER).open("a") as file:
+        file.write(json.dumps(started) + "\n")
+    (out / name).touch()
+    (out / ".caffe-fold-abcd1234").mkdir()
+    kept = [out / ".net1_inference.prototxt.tmp", zoo / ".net0.prototxt.tmp"]
+    for path in kept:
+        path.touch()
+    assert again(run, zoo) == "1 done, 1 unchanged"
+    assert not (out / name).exists()
+    assert not (out / ".caffe-fold-abcd1234").exists()
+    assert all(path.exists() for path in kept)
+
+
+# ---- Folders that cannot be written to ----
+
+
+def test_an_output_folder_that_is_a_file(zoo: Path, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "out").touch()
+    done = run(zoo)
+    assert (done.code, done.out) == (2, "")
+    assert done.err == f"error: {tmp_path / 'out'} cannot be written: File exists\n"
+
+
+def test_a_report_that_cannot_be_written(zoo: Path, tmp_path: Path, run: Run) -> None:
+    done = run(zoo, "--report", tmp_path / "no/report")
+    assert done.code == 2
+    assert done.err.startswith(f"error: {tmp_path / 'no/report'} cannot be written: ")
+    assert files(tmp_path / "out") == set()
+
+
+def test_a_full_disk_tears_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    book = ledger.Ledger(str(tmp_path))
+    book.done({"name": "a", "report": {}})
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:9]))
+    with pytest.raises(OutputError, match="cannot be written: No space left on device"):
+        book.done({"name": "b", "report": {}})
+    monkeypatch.undo()
+    book.done({"name": "c", "report": {}})
+    book.close()
+    assert list(ledger.read(str(tmp_path))) == ["a", "c"]
+
+
+# ---- Processes ----
+
+
+def task_of(folder: Path, name: str) -> Task:
+    model, weights = tiny().write(folder, name)
+    return Task(
+        name=name,
+        model=str(model),
+        weights=str(weights),
+        output=str(folder),
+        output_model=str(folder / f"{name}_f.prototxt"),
+        output_weights=str(folder / f"{name}_f.caffemodel"),
+        options={},
+        strict=False,
+        checksum=False,
+    )
+
+
+def fold_or_die(task: Task) -> work.Outcome:
+    """Fold, but where the name is a bad one, die as of a lack of memory; where it is a
+    weak one, only if others are near."""
+    seen = Path(task.output, "seen")
+    if task.name == "bad" or (task.name == "weak" and not seen.exists()):
+        seen.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return work.fold_and_end(task)
+
+
+@dataclass(frozen=True)
+class Mortal(Processes):
+    run = staticmethod(fold_or_die)
+
+
+@POSIX
+@pytest.mark.parametrize("name", ["bad", "weak"])
+def test_a_process_that_dies_fails_its_own_model_alone(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "Processes", Mortal)
+    tasks = [task_of(tmp_path, each) for each in ("a", "b", name, "c", "d", "e", "f", "g")]
+    started: list[str] = []
+    found = list(execute(tasks, Mortal(2), lambda task: started.append(task.name)))
+    assert sorted(started) == sorted(task.name for task in tasks)
+    assert sorted(outcome.task.name for outcome in found) == sorted(started)
+    errors = {outcome.task.name: outcome.error for outcome in found if outcome.error}
+    assert list(errors) == (["bad"] if name == "bad" else [])
+    assert all("was killed, twice" in error for error in errors.values())
+    done = {path.name for path in tmp_path.glob("*_f.caffemodel")}
+    assert done == {f"{o.task.name}_f.caffemodel" for o in found if not o.error}
+
+
+def test_an_executor_that_fails_is_in_the_outcome(tmp_path: Path) -> None:
+    task = replace(task_of(tmp_path, "a"), options={"no": "such option"})
+    (found,) = execute([task], Processes(1), lambda task: None)
+    assert found.error.startswith("internal error (TypeError: ")
+
+
+def test_another_version_is_refused(tmp_path: Path) -> None:
+    found = work.fold_task(replace(task_of(tmp_path, "a"), version="0.0"))
+    assert "install one version everywhere" in found.error
+    assert found.exit_code == 2
+
+
+def pid_and_threads(_: int) -> tuple[int, str]:
+    return os.getpid(), os.environ["OMP_NUM_THREADS"]
+
+
+@POSIX
+def test_workers_end_with_the_process_that_started_them() -> None:
+    with Processes(1).pool() as pool:
+        assert isinstance(pool.executor, ProcessPoolExecutor)
+        pid, threads = pool.executor.submit(pid_and_threads, 0).result()
+    assert threads == "1"
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+# ---- Signals, to real runs ----
+
+
+def settle(out: Path) -> None:
+    """Wait until no process writes to a folder any more: temporary files go, or stay."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end and list(out.rglob("*.tmp")):
+        time.sleep(0.1)
+
+
+@POSIX
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "to_all", "code"),
+    [
+        (signal.SIGINT, True, 130),
+        (signal.SIGTERM, False, 130),
+        (signal.SIGKILL, False, -9),
+        (signal.SIGKILL, True, -9),
+    ],
+    ids=["ctrl-c", "term", "kill", "kill-all"],
+)
+def test_a_signal_leaves_whole_files_and_the_next_run_goes_on(
+    number: int, to_all: bool, code: int, tmp_path: Path, run: Run
+) -> None:
+    zoo, out = tmp_path / "zoo", tmp_path / "out"
+    models = write_pairs(zoo, 1)
+    count = 60
+    for index in range(1, count):
+        for end in (".prototxt", ".caffemodel"):
+            shutil.copyfile(models[0].with_suffix(end), zoo / f"net{index}{end}")
+    process = begin(zoo, "--output-dir", out, "--jobs", "2")
+    assert process.stderr is not None
+    for _ in range(3):
+        process.stderr.readline()
+    (os.killpg if to_all else os.kill)(process.pid, number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    if code == 130:
+        last = err.splitlines()[-1]
+        assert re.fullmatch(
+            rf"error: interrupted; \d+ of {count} models are done, and the same command goes on "
+            "from there",
+            last,
+        )
+        assert "Traceback" not in err
+    if not (number == signal.SIGKILL and to_all):
+        settle(out)
+        assert list(out.rglob("*.tmp")) == []
+    recorded = {
+        name for entry in lines(out / LEDGER) if "report" in entry for name in entry["outputs"]
+    }
+    assert 2 * count > len(recorded) >= 6
+    single = tmp_path / "single"
+    single.mkdir()
+    caffe_fold.fold(models[0], models[0].with_suffix(".caffemodel"), single / "m", single / "w")
+    for path in out.glob("net*"):
+        expected = single / ("m" if path.suffix == ".prototxt" else "w")
+        assert path.read_bytes() == expected.read_bytes()
+    assert again(run, zoo) == f"{count - len(recorded) // 2} done, {len(recorded) // 2} unchanged"
+    assert files(out) == folded(*(f"net{index}" for index in range(count)))
+    assert list(out.rglob(".net*")) == []
+
+
+@POSIX
+@pytest.mark.slow
+def test_a_terminal_gets_a_bar(zoo: Path, tmp_path: Path) -> None:
+    pytest.importorskip("rich", reason="the batch extra is not installed")
+    import pty
+    import subprocess
+
+    (zoo / "net1.prototxt").write_text("layer {")
+    main, other = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "caffe_fold", "batch", zoo, "--output-dir", tmp_path / "out"],
+        env=batching.environment(TERM="xterm", COLUMNS="100"),
+        stdout=subprocess.DEVNULL,
+        stderr=other,
+    ) as process:
+        os.close(other)
+        shown = b""
+        while True:
+            try:
+                data = os.read(main, 65536)
+            except OSError:  # its end, on Linux
+                break
+            if not data:
+                break
+            shown += data
+    os.close(main)
+    assert process.returncode == 1
+    assert b"2/2" in shown
+    assert b"1 failed" in shown
+    assert b"failed  net1_inference.caffemodel: " in shown

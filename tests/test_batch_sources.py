@@ -1,0 +1,401 @@
+"""What a folder or a manifest gives: pairs, and what is skipped, in sentences."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import batching
+import pytest
+from batching import files, folded, training, write_pairs
+from support.command import Call
+
+from caffe_fold.batch.folders import Pair, Skipped, pairs_in
+from caffe_fold.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    batching.fold_in_threads(monkeypatch)
+
+
+POSIX = pytest.mark.skipif(os.name != "posix", reason="needs POSIX files")
+
+
+def found(folder: Path, output: str = "/nowhere") -> tuple[dict[str, str], dict[str, str]]:
+    """The pairs of a folder and what is skipped, by their weights' names below it."""
+    items = list(pairs_in(str(folder), output))
+
+    def name(path: str) -> str:
+        return Path(path).relative_to(folder).as_posix()
+
+    pairs = {name(i.weights): name(i.model) for i in items if isinstance(i, Pair)}
+    return pairs, {name(i.path): i.reason for i in items if isinstance(i, Skipped)}
+
+
+# ---- Folders ----
+
+
+def test_every_folder_is_searched_and_told_apart(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "a", 1)
+    write_pairs(tmp_path / "a/b c", 1)
+    pairs, skipped = found(tmp_path)
+    assert pairs == {
+        "a/net0.caffemodel": "a/net0.prototxt",
+        "a/b c/net0.caffemodel": "a/b c/net0.prototxt",
+    }
+    assert skipped == {}
+    places = [item.place for item in pairs_in(str(tmp_path), "") if isinstance(item, Pair)]
+    assert places == ["a", "a/b c"]
+
+
+def test_a_training_as_it_lies_on_the_disk(tmp_path: Path) -> None:
+    model, weights = batching.tiny().write(tmp_path)
+    model.rename(tmp_path / "deploy.prototxt")
+    for number in (1000, 2000):
+        (tmp_path / f"net_iter_{number}.caffemodel").write_bytes(weights.read_bytes())
+        (tmp_path / f"net_iter_{number}.solverstate").write_bytes(b"\x08\x01")
+    weights.unlink()
+    (tmp_path / "train.prototxt").write_text(training().prototxt())
+    (tmp_path / "solver.prototxt").write_text('net: "train.prototxt"\nbase_lr: 0.1\n')
+    (tmp_path / "labelmap.prototxt").write_text('item { name: "cat" label: 1 }\n')
+    pairs, skipped = found(tmp_path)
+    assert pairs == {
+        "net_iter_1000.caffemodel": "deploy.prototxt",
+        "net_iter_2000.caffemodel": "deploy.prototxt",
+    }
+    assert skipped == {}
+
+
+def test_hidden_files_and_folders_are_no_sources(tmp_path: Path) -> None:
+    write_pairs(tmp_path / ".ipynb_checkpoints", 1)
+    write_pairs(tmp_path, 1)
+    (tmp_path / "._net0.caffemodel").write_bytes(b"a Mac's")
+    assert found(tmp_path) == ({"net0.caffemodel": "net0.prototxt"}, {})
+
+
+def test_folded_nets_are_no_sources(tmp_path: Path) -> None:
+    write_pairs(tmp_path, 1)
+    batching.tiny().write(tmp_path, "net0_inference")
+    assert found(tmp_path) == ({"net0.caffemodel": "net0.prototxt"}, {})
+    batching.tiny().write(tmp_path, "segnet_inference")
+    pairs, skipped = found(tmp_path)
+    assert set(pairs) == {"net0.caffemodel"}
+    assert "as that of a folded net" in skipped["segnet_inference.caffemodel"]
+
+
+def test_the_output_folder_is_no_source(tmp_path: Path, call: Call) -> None:
+    write_pairs(tmp_path, 1)
+    write_pairs(tmp_path / "out/odd", 1)
+    pairs, skipped = found(tmp_path, str(tmp_path / "out"))
+    assert (set(pairs), skipped) == ({"net0.caffemodel"}, {})
+
+
+def test_what_another_ledger_has_as_its_outputs_is_no_source(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "zoo", 1)
+    batching.tiny().write(tmp_path / "zoo", "named")
+    entry = {"name": "named.caffemodel", "outputs": {"named.caffemodel": {}, "named.prototxt": {}}}
+    (tmp_path / "zoo" / batching.LEDGER).write_text(json.dumps(entry) + "\n")
+    assert set(found(tmp_path)[0]) == {"zoo/net0.caffemodel"}
+
+
+@POSIX
+def test_odd_files_are_told(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "real", 1)
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "gone.caffemodel").symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "pipe.prototxt")
+    (tmp_path / "folder.caffemodel").mkdir()
+    pairs, skipped = found(tmp_path)
+    assert set(pairs) == {"real/net0.caffemodel"}
+    assert skipped == {
+        "loop": "it is a link to a folder; name its target as a source",
+        "gone.caffemodel": "it is a link that leads to nothing",
+        "pipe.prototxt": "it is no regular file",
+    }
+
+
+@POSIX
+def test_links_to_files_are_files(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "store", 1)
+    (tmp_path / "zoo").mkdir()
+    for end in ("prototxt", "caffemodel"):
+        (tmp_path / f"zoo/a.{end}").symlink_to(tmp_path / f"store/net0.{end}")
+    assert found(tmp_path / "zoo") == ({"a.caffemodel": "a.prototxt"}, {})
+
+
+def test_real_nets_are_found(tmp_path: Path) -> None:
+    models = Path(__file__).resolve().parents[2] / "shared" / "models"
+    if not models.is_dir():
+        pytest.skip(f"no real nets at {models}")
+    pairs, skipped = found(models)
+    assert skipped == {}
+    assert {Path(weights).parent for weights in pairs} == {
+        path.parent.relative_to(models) for path in models.rglob("*.caffemodel")
+    }
+    lite = "yolov3_lite_tusimple/mobilenet_yolov3_lite_deploy"
+    assert pairs[f"{lite}_iter_50000.caffemodel"] == f"{lite}.prototxt"
+
+
+def test_what_is_ambiguous_is_listed_and_the_rest_is_folded(tmp_path: Path, call: Call) -> None:
+    write_pairs(tmp_path / "zoo/a", 1)
+    write_pairs(tmp_path / "zoo/b", 1)
+    (tmp_path / "zoo/b/net0.caffemodel").rename(tmp_path / "zoo/b/other.caffemodel")
+    batching.tiny().write(tmp_path / "zoo/b", "third")[1].unlink()
+    report = tmp_path / "report.jsonl"
+    done = call("batch", tmp_path / "zoo", "--output-dir", tmp_path / "out", "--report", report)
+    assert done.code == 0
+    assert files(tmp_path / "out") == {f"a/{name}" for name in folded("net0")}
+    expected = "its name fits none of 'net0.prototxt' and 'third.prototxt'"
+    assert f"other.caffemodel: {expected}; name the pair in a manifest" in done.err
+    assert [line["status"] for line in batching.lines(report)] == ["skipped", "done"]
+
+
+# ---- Names ----
+
+
+@POSIX
+def test_names_of_all_kinds(tmp_path: Path, call: Call) -> None:
+    names = ["a b", "new\nline", "-dash", "ü", "[bold]", os.fsdecode(b"\xff")]
+    (tmp_path / "zoo").mkdir()
+    try:
+        for name in names:
+            batching.tiny().write(tmp_path / "zoo", name)
+    except OSError as error:
+        pytest.skip(f"this file system does not take every name: {error}")
+    report = tmp_path / "report.jsonl"
+    done = call("batch", tmp_path / "zoo", "--output-dir", tmp_path / "out", "--report", report)
+    assert done.code == 0, done.err
+    assert files(tmp_path / "out") == folded(*names)
+    assert len(done.out.splitlines()) == len(batching.lines(report)) + 1 == len(names) + 1
+    again = call("batch", tmp_path / "zoo", "--output-dir", tmp_path / "out")
+    assert f"{len(names)} unchanged" in again.out
+
+
+# ---- Manifests ----
+
+
+def write_manifest(folder: Path, text: str, name: str = "pairs.csv") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_manifest_names_pairs_outputs_and_options(kind: str, tmp_path: Path, call: Call) -> None:
+    write_pairs(tmp_path / "in", 3)
+    rows = [{"model": f"in/net{i}.prototxt", "weights": f"in/net{i}.caffemodel"} for i in range(3)]
+    rows[1] |= {"output_weights": "x/one.caffemodel", "keep": "conv"}
+    rows[2] |= {"output-model": "two.txt", "output-weights": "two.bin", "no_check": "true"}
+    head = ["model", "weights", "output_model", "output_weights", "keep", "no-check"]
+    if kind == "csv":
+        cells = [
+            [row.get(name, row.get(name.replace("_", "-"), "")) for name in head[:-1]]
+            + [row.get("no_check", "")]
+            for row in rows
+        ]
+        text = "\ufeff" + "\r\n".join(",".join(line) for line in [head, *cells])
+    else:
+        text = "\n\n".join(map(json.dumps, rows))
+    manifest = write_manifest(tmp_path, text, f"pairs.{kind}")
+    report = tmp_path / "report.jsonl"
+    done = call("batch", manifest, "--output-dir", tmp_path / "out", "--report", report)
+    assert done.code == 0, done.err
+    own = {"x/one.caffemodel", "x/one.prototxt", "two.txt", "two.bin"}
+    assert files(tmp_path / "out") == {f"in/{name}" for name in folded("net0")} | own
+    reports = {line["output"]: line["report"] for line in batching.lines(report)}
+    first, kept, unchecked = (
+        reports[n] for n in ("in/net0_inference.caffemodel", "x/one.caffemodel", "two.bin")
+    )
+    assert (len(first["folded"]), len(kept["folded"])) == (1, 0)
+    assert first["checked"] is not None
+    assert unchecked["checked"] is None
+
+
+def test_a_row_goes_before_the_command(tmp_path: Path, call: Call) -> None:
+    write_pairs(tmp_path, 2)
+    rows = [
+        {"model": "net0.prototxt", "weights": "net0.caffemodel", "keep": []},
+        {"model": "net1.prototxt", "weights": "net1.caffemodel", "no-check": False},
+    ]
+    manifest = write_manifest(tmp_path, "\n".join(map(json.dumps, rows)), "m.jsonl")
+    report = tmp_path / "report.jsonl"
+    arguments = ("--keep", "nothing", "--no-check", "--report", report)
+    done = call("batch", manifest, "--output-dir", tmp_path / "out", *arguments)
+    assert done.code == 1
+    by_status = {line["status"]: line for line in batching.lines(report)}
+    assert by_status["done"]["output"] == "net0_inference.caffemodel"
+    assert by_status["done"]["report"]["checked"] is None
+    assert "no blob is named 'nothing'" in by_status["failed"]["error"]
+
+
+PAIR = "net.prototxt,net.caffemodel"
+
+BAD = {
+    "unknown column": ("model,weights,kep\n", ":1: unknown column 'kep'; the closest is 'keep'"),
+    "a column twice": ("model,weights,bn-layout,bn_layout\n", ":1: the column 'bn-layout' is"),
+    "no weights": ("model\nnet.prototxt\n", ":2: column 'weights': it is missing"),
+    "a cell too few": ("model,weights\n\nnet.prototxt\n", ":3: found 1 cells; the head has 2"),
+    "not a choice": (
+        f"model,weights,bn-layout\n{PAIR},caffe\n",
+        ":2: column 'bn-layout': 'caffe' is not one of",
+    ),
+    "not a number": (f"model,weights,level\n{PAIR},x\n", ":2: column 'level': 'x' is not a valid"),
+    "not a shape": (
+        f"model,weights,input-shape\n{PAIR},3\n",
+        ":2: column 'input-shape': '3': expected BLOB=N,C,H,W",
+    ),
+    "not a truth": (f"model,weights,deploy\n{PAIR},maybe\n", ":2: column 'deploy': 'maybe' is not"),
+    "no verify": (
+        f"model,weights,verify-tolerance\n{PAIR},1\n",
+        ":2: 'verify-tolerance' needs 'verify'",
+    ),
+    "an open quote": ('model,weights\n"net', ":2: unexpected end of data"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD.values(), ids=BAD.keys())
+def test_a_bad_manifest_is_one_line(text: str, message: str, tmp_path: Path, call: Call) -> None:
+    manifest = write_manifest(tmp_path, text)
+    done = call("batch", manifest, "--output-dir", tmp_path / "out")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"error: {manifest}{message}")
+    assert done.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+BAD_JSON = {
+    "no JSON": ('{"model": }', ":1:11: Expecting value; expected a JSON object"),
+    "no object": ("[1]", ":1: expected a JSON object a line"),
+    "a key twice": ('{"model": "a", "model": "b"}', ":1: 'model' is there twice"),
+    "unknown key": ('{"weight": "a"}', ":1: unknown column 'weight'; the closest is 'weights'"),
+    "no path": ('{"model": 3, "weights": "a"}', ":1: column 'model': expected a path"),
+    "no value": (
+        '{"model": "a", "weights": "b", "keep": {}}',
+        ":1: column 'keep': expected text or a number, or a list of them",
+    ),
+    "too many": ('{"model": "a", "weights": "b", "level": [1, 2]}', ":1: column 'level': expected"),
+    "not UTF-8": ("\n\ud8ff", ":2: expected UTF-8"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_JSON.values(), ids=BAD_JSON.keys())
+def test_bad_json_lines_are_one_line(text: str, message: str, tmp_path: Path, call: Call) -> None:
+    manifest = tmp_path / "pairs.jsonl"
+    manifest.write_bytes(text.encode("utf-8", "surrogatepass"))
+    done = call("batch", manifest, "--output-dir", tmp_path / "out")
+    assert done.code == 2
+    assert done.err.startswith(f"error: {manifest}{message}")
+    assert done.err.count("\n") == 1
+
+
+# ---- Outputs stay inside, and are different files ----
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x.caffemodel", "a/../../x", "/tmp/x", "a/", ".", "C:\\x", "s3://b/x", "a/..", "//x"],
+)
+def test_an_output_outside_is_refused(name: str, tmp_path: Path, call: Call) -> None:
+    write_pairs(tmp_path, 1)
+    row = {"model": "net0.prototxt", "weights": "net0.caffemodel", "output_weights": name}
+    manifest = write_manifest(tmp_path, json.dumps(row), "m.jsonl")
+    done = call("batch", manifest, "--output-dir", tmp_path / "out")
+    assert done.code == 2
+    assert f"{manifest}:1: the output '" in done.err
+    assert "is not below the output folder" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+@POSIX
+def test_a_link_out_of_the_output_folder_is_not_followed(tmp_path: Path, call: Call) -> None:
+    write_pairs(tmp_path / "zoo/sub", 1)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/sub").symlink_to(tmp_path / "elsewhere")
+    done = call("batch", tmp_path / "zoo", "--output-dir", tmp_path / "out")
+    assert done.code == 2
+    assert "is outside of the output folder, since a link leads to" in done.err
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_two_pairs_for_one_file_are_refused_before_anything_is_written(
+    tmp_path: Path, call: Call
+) -> None:
+    write_pairs(tmp_path / "a", 2)
+    write_pairs(tmp_path / "b", 1)
+    out = tmp_path / "out"
+    done = call("batch", tmp_path / "a", tmp_path / "b", "--output-dir", out)
+    assert done.code == 2
+    for part in ("would be written by two", str(tmp_path / "a/net0.caffemodel"), "manifest"):
+        assert part in done.err
+    assert not out.exists()
+
+
+def test_an_output_that_is_an_input_is_refused(tmp_path: Path, call: Call) -> None:
+    write_pairs(tmp_path, 2)
+    row = {"model": "net0.prototxt", "weights": "net0.caffemodel", "output_model": "net0.prototxt"}
+    manifest = write_manifest(tmp_path, json.dumps(row), "m.jsonl")
+    before = (tmp_path / "net0.prototxt").read_bytes()
+    done = call("batch", manifest, "--output-dir", tmp_path)
+    assert done.code == 2
+    assert "inputs are never changed" in done.err
+    assert (tmp_path / "net0.prototxt").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["m.jsonl", "net0.prototxt", "out/net0_inference.prototxt"])
+def test_a_report_that_is_a_file_of_the_batch_is_refused(
+    name: str, tmp_path: Path, call: Call
+) -> None:
+    write_pairs(tmp_path, 1)
+    row = {"model": "net0.prototxt", "weights": "net0.caffemodel"}
+    manifest = write_manifest(tmp_path, json.dumps(row), "m.jsonl")
+    report = tmp_path / name
+    done = call("batch", manifest, "--output-dir", tmp_path / "out", "--report", report)
+    assert done.code == 2
+    assert "give another --report" in done.err
+    assert json.loads(manifest.read_text()) == row
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing", "is not there"),
+        ("empty", "there is no caffemodel in it"),
+        ("net0.prototxt", "is no folder and no manifest"),
+    ],
+)
+def test_a_source_that_is_none(name: str, message: str, tmp_path: Path, call: Call) -> None:
+    write_pairs(tmp_path, 1)
+    (tmp_path / "empty").mkdir()
+    done = call("batch", tmp_path / name, "--output-dir", tmp_path / "out")
+    assert done.code == 2
+    assert f"{tmp_path / name}" in done.err
+    assert message in done.err
+
+
+@pytest.mark.parametrize("paths", [("", "out"), ("zoo", "")])
+def test_an_empty_path_is_not_the_folder_one_is_in(
+    paths: tuple[str, str], tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pairs(tmp_path / "zoo", 1)
+    monkeypatch.chdir(tmp_path)
+    done = call("batch", paths[0], "--output-dir", paths[1])
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: an empty path is given")
+    assert [path.name for path in tmp_path.iterdir()] == ["zoo"]
+
+
+def test_a_bad_option_is_refused_as_by_fold(tmp_path: Path, call: Call) -> None:
+    write_pairs(tmp_path, 1)
+    done = call("batch", tmp_path, "--output-dir", tmp_path / "o", "--verify-tolerance", "1")
+    assert (done.code, "--verify-tolerance needs --verify" in done.err) == (2, True)
+
+
+def test_pairs_raise_where_the_folder_cannot_be_read(tmp_path: Path) -> None:
+    if os.name != "posix" or os.geteuid() == 0:
+        pytest.skip("root reads everything")
+    (tmp_path / "shut").mkdir(mode=0)
+    with pytest.raises(InputError, match="cannot be read"):
+        list(pairs_in(str(tmp_path / "shut"), ""))

@@ -1,0 +1,311 @@
+"""Faults from outside: a kill at any moment, two runs at once, a disk or file that fails.
+
+Inputs stay as they are, and beside the outputs' names there is a whole pair, or weights alone.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.nets import Net
+
+import caffe_fold
+from caffe_fold import OutputError, weights_files
+from caffe_fold.writing import write
+from caffe_fold.writing.lock import hidden, locked
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits of POSIX")
+
+NAMES = ("out.prototxt", "out.caffemodel")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    net = Net()
+    net.input("data", (1, 8, 4, 4))
+    net.conv("conv", "data", 8, 64, 3)
+    net.batch_norm("bn", "conv", 64, top="bn")
+    net.relu("relu", "bn", top="relu")
+    net.inner_product("fc", "relu", 256, 4000)
+    net.write(tmp_path)
+    return tmp_path
+
+
+def outputs(folder: Path) -> tuple[bytes | None, bytes | None]:
+    """The bytes of both outputs, None for one that is not there."""
+    model, weights = (folder / name for name in NAMES)
+    return tuple(p.read_bytes() if p.exists() else None for p in (model, weights))  # type: ignore[return-value]
+
+
+def folded(folder: Path, **options: Any) -> tuple[bytes | None, bytes | None]:
+    files = [folder / name for name in ("net.prototxt", "net.caffemodel", *NAMES)]
+    caffe_fold.fold(*files, **options)
+    return outputs(folder)
+
+
+def both_ways(folder: Path) -> list[tuple[bytes | None, bytes | None]]:
+    """What two runs with different options write; neither file is alike."""
+    pairs = [folded(folder, keep=["conv"]), folded(folder)]
+    assert pairs[0][0] != pairs[1][0]
+    assert pairs[0][1] != pairs[1][1]
+    return pairs
+
+
+# Folds again and again, by turns with either option, and lingers where files get their names.
+FOLDING = """
+import itertools, os, random, sys, time
+import caffe_fold
+files = sys.argv[1:]
+replace = os.replace
+
+def slowly(*paths):
+    time.sleep(random.uniform(0, 0.01))
+    replace(*paths)
+
+os.replace = slowly
+print("ready", flush=True)
+for keep in itertools.cycle(([], ["conv"])):
+    caffe_fold.fold(*files, keep=keep)
+"""
+
+
+def start_folding(folder: Path) -> subprocess.Popen[str]:
+    run = start(FOLDING, folder)
+    assert run.stdout is not None
+    assert run.stdout.readline() == "ready\n"
+    return run
+
+
+def check(folder: Path, pairs: list[tuple[bytes | None, bytes | None]]) -> None:
+    found = outputs(folder)
+    weights_alone = [(None, pair[1]) for pair in pairs]
+    # While the prototxt is away, the weights may be those of before, too.
+    assert found in pairs or found in weights_alone, "files of two runs side by side"
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_leaves_a_pair_or_weights_alone(folder: Path) -> None:
+    pairs = both_ways(folder)
+    inputs = {name: (folder / name).read_bytes() for name in ("net.prototxt", "net.caffemodel")}
+    wait = random.Random(7)
+    for _ in range(12):
+        run = start_folding(folder)
+        time.sleep(wait.uniform(0.005, 0.06))
+        run.kill()
+        run.communicate()
+        assert run.returncode == -signal.SIGKILL
+        check(folder, pairs)
+    assert {name: (folder / name).read_bytes() for name in inputs} == inputs
+    # What the killed runs left stands in nobody's way, and goes.
+    assert folded(folder) == pairs[1]
+    assert sorted(os.listdir(folder)) == sorted((*inputs, *NAMES))
+
+
+# Folds in forks of itself, each of which is killed before another call to the system.
+KILLED = """
+import os, signal, sys
+import caffe_fold
+files, left = sys.argv[1:], [0]
+
+def guard(name):
+    right = getattr(os, name)
+    def guarded(*arguments, **options):
+        left[0] -= 1
+        if left[0] < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return right(*arguments, **options)
+    setattr(os, name, guarded)
+
+for count in range(1000):
+    caffe_fold.fold(*files, keep=["conv"])
+    child = os.fork()
+    if child == 0:
+        for name in ("open", "close", "unlink", "replace", "pread", "pwrite", "copy_file_range"):
+            if hasattr(os, name):
+                guard(name)
+        left[0] = count
+        caffe_fold.fold(*files, threads=1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    print(count, flush=True)
+    sys.stdin.readline()
+    if status == 0:
+        break
+"""
+
+
+def start(code: str, folder: Path) -> subprocess.Popen[str]:
+    files = [str(folder / name) for name in ("net.prototxt", "net.caffemodel", *NAMES)]
+    root = str(Path(caffe_fold.__file__).parents[1])
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *files],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": root},
+    )
+
+
+def test_a_kill_before_each_call_to_the_system(folder: Path) -> None:
+    pairs = both_ways(folder)
+    seen = set()
+    with start(KILLED, folder) as run:
+        assert run.stdin is not None
+        assert run.stdout is not None
+        for _ in run.stdout:
+            check(folder, pairs)
+            seen.add(outputs(folder)[0])
+            run.stdin.write("\n")
+            run.stdin.flush()
+    assert run.returncode == 0
+    # It went through all of the ends that there may be.
+    assert seen == {pairs[0][0], None, pairs[1][0]}
+
+
+def test_a_second_run_waits_for_no_one_and_mixes_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes while the first has given one of its files a name, and not the other."""
+    pairs = both_ways(folder)
+    right, between, go_on = os.replace, threading.Event(), threading.Event()
+
+    def slowly(source: str, target: str) -> None:
+        if threading.current_thread() is first and target.endswith(NAMES[0]):
+            between.set()
+            assert go_on.wait(60)
+        right(source, target)
+
+    monkeypatch.setattr(os, "replace", slowly)
+    first = threading.Thread(target=folded, args=[folder], kwargs={"keep": ["conv"]})
+    first.start()
+    assert between.wait(60)
+    with pytest.raises(OutputError, match="is being written by another run"):
+        folded(folder)
+    go_on.set()
+    first.join()
+    assert outputs(folder) == pairs[0]
+    assert not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_is_refused_while_another_writes(name: str, folder: Path) -> None:
+    before = both_ways(folder)[1]
+    with locked(str(folder / name)), pytest.raises(OutputError, match=rf"{name} is being written"):
+        folded(folder)
+    assert outputs(folder) == before
+    assert not list(folder.glob(".*"))
+    folded(folder)
+
+
+def test_a_lock_that_was_left_means_nothing(folder: Path) -> None:
+    path = str(folder / NAMES[0])
+    Path(hidden(path, "lock")).touch()
+    Path(hidden(path, "tmp")).write_bytes(b"half")
+    folded(folder)
+    assert not list(folder.glob(".*"))
+
+
+def test_a_link_in_a_temporary_files_place_is_not_followed(folder: Path) -> None:
+    other = folder / "other"
+    other.write_bytes(b"mine")
+    Path(hidden(str(folder / NAMES[1]), "tmp")).symlink_to(other)
+    folded(folder)
+    assert other.read_bytes() == b"mine"
+    Path(hidden(str(folder / NAMES[1]), "lock")).symlink_to(other)
+    with pytest.raises(OutputError, match="cannot be written"):
+        folded(folder)
+    assert other.read_bytes() == b"mine"
+
+
+def test_file_systems_without_locks_are_written_to(folder: Path, monkeypatch: Any) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert None not in folded(folder)
+    assert [path.name for path in folder.glob(".*")] == []
+
+
+def test_a_disk_that_is_full(folder: Path) -> None:
+    """By a limit on the size of files, at which the system refuses to write as it does where
+    no room is left."""
+    pairs = both_ways(folder)
+    size = (folder / NAMES[1]).stat().st_size
+    for limit in (0, 1000, size // 2, size - 1):
+        code = (
+            "import resource, sys; from caffe_fold import cli; "
+            f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); cli.main()"
+        )
+        options = ["--model", "net.prototxt", "--weights", "net.caffemodel"]
+        options += ["--output-model", NAMES[0], "--output-weights", NAMES[1]]
+        root = str(Path(caffe_fold.__file__).parents[1])
+        run = subprocess.run(
+            [sys.executable, "-c", code, *options],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": root, "PYTHONDONTWRITEBYTECODE": "1"},
+            check=False,
+        )
+        assert run.returncode == 2, run.stderr
+        assert run.stderr.startswith("error: ")
+        assert "cannot be written: File too large" in run.stderr
+        assert run.stderr.count("\n") == 1
+        assert outputs(folder) == pairs[1]
+        assert not list(folder.glob(".*"))
+
+
+def test_a_file_system_that_takes_nothing(folder: Path) -> None:
+    if not os.path.isdir("/proc/self"):
+        pytest.skip("this system has no /proc")
+    with pytest.raises(OutputError, match=r"/proc/.*out.prototxt.* cannot be written"):
+        caffe_fold.fold(
+            folder / "net.prototxt", folder / "net.caffemodel", "/proc/out.prototxt", folder / "x"
+        )
+    assert sorted(os.listdir(folder)) == ["net.caffemodel", "net.prototxt"]
+
+
+@pytest.mark.parametrize("left", [0.0, 0.3, 0.999])
+def test_weights_that_shrink_while_they_are_read(
+    left: float, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, weights = write.write_parts, folder / "net.caffemodel"
+
+    def shrink(*arguments: Any) -> None:
+        os.truncate(weights, int(weights.stat().st_size * left))
+        right(*arguments)
+
+    monkeypatch.setattr(weights_files, "write_parts", shrink)
+    with pytest.raises(caffe_fold.CaffeFoldError, match=r"net.caffemodel: .* became shorter"):
+        folded(folder)
+    assert outputs(folder) == (None, None)
+    assert not list(folder.glob(".*"))
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="this system has no /proc")
+def test_no_descriptor_is_left_open(folder: Path) -> None:
+    both_ways(folder)
+    before = open_files()
+    for _ in range(20):
+        folded(folder)
+        with pytest.raises(caffe_fold.CaffeFoldError):
+            caffe_fold.fold(folder / "net.caffemodel", folder / "net.prototxt")
+        with locked(str(folder / NAMES[0])), pytest.raises(OutputError):
+            folded(folder)
+    assert open_files() == before
