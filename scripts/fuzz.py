@@ -50,8 +50,12 @@ def main() -> int:
     if options.case is not None:
         return _one(target, options, pool)
     start = time.monotonic()
-    outcomes, findings = _all(target, options, pool)
-    _print(outcomes, findings, time.monotonic() - start)
+    outcomes: Counter[str] = Counter()
+    findings: list[str] = []
+    try:
+        _all(target, options, pool, outcomes, findings)
+    finally:  # also of what was interrupted
+        _print(outcomes, findings, time.monotonic() - start)
     return 1 if findings else 0
 
 
@@ -100,10 +104,14 @@ def _one(target: Any, options: Any, pool: tuple[bytes, ...]) -> int:
 # ---- Many cases, in processes of their own ----
 
 
-def _all(target: Any, options: Any, pool: tuple[bytes, ...]) -> tuple[Counter[str], list[str]]:
+def _all(
+    target: Any,
+    options: Any,
+    pool: tuple[bytes, ...],
+    outcomes: Counter[str],
+    findings: list[str],
+) -> None:
     """Run all cases; a process that dies is a finding, and another goes on behind it."""
-    outcomes: Counter[str] = Counter()
-    findings: list[str] = []
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     workers: dict[int, Any] = {}
@@ -129,7 +137,6 @@ def _all(target: Any, options: Any, pool: tuple[bytes, ...]) -> tuple[Counter[st
                     begin(job, number + options.jobs)
             _progress(outcomes, findings)
         _drain(queue, outcomes, findings)
-    return outcomes, findings
 
 
 def _work(

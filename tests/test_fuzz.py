@@ -47,14 +47,14 @@ def test_a_fold_is_right_or_refused(part: int) -> None:
     assert min(found["folded"], found["refused"]) > 15
 
 
-@settings(QUICK, max_examples=60)
+@settings(QUICK, max_examples=25)
 @given(st.randoms(use_true_random=False))
 def test_a_small_text_that_fails_would_be_found(random: Random) -> None:
     """Hypothesis draws, so that it can make a failing case smaller."""
     judged(text.check, text.case(random))
 
 
-@settings(QUICK, max_examples=60)
+@settings(QUICK, max_examples=10)
 @given(st.randoms(use_true_random=False))
 def test_a_small_file_that_fails_would_be_found(random: Random) -> None:
     judged(weights.check, weights.case(random))
@@ -69,7 +69,9 @@ def test_a_file_is_taken_apart_and_put_together() -> None:
 
 
 def test_the_seeds_themselves_fold() -> None:
-    assert {judged(fold.check, fold.Case(*seed, {})) for seed in made()} == {"folded"}
+    """Half's own rounding is above what is asked of the others."""
+    found = Counter(judged(fold.check, fold.Case(*seed, {})) for seed in made())
+    assert found == {"folded": len(made()) - 1, "folded, by rounding": 1}
 
 
 @pytest.mark.parametrize("module", [mutate_text, mutate_wire])

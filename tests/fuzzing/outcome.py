@@ -43,6 +43,8 @@ def judged(check: Callable[[Any], str], case: Any) -> str:
         with warnings.catch_warnings(), _limited_time(SECONDS):
             # NumPy's, which would reach the user's terminal.
             warnings.simplefilter("error", RuntimeWarning)
+            # text_format's, on escapes that it should not take.
+            warnings.simplefilter("ignore", DeprecationWarning)
             return check(case)
     except CaffeFoldError as error:
         require_line(str(error))

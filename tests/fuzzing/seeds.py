@@ -121,7 +121,8 @@ def _forks() -> Net:
     net.input("data", (1, 2, 3, 3))
     net.conv("conv1", "data", 2, 2, 1, params="engine: MKL2017 new_field: 'x'", extra="x { y: 1 }")
     blobs = [np.ones(2), np.zeros(2), np.full(2, 0.1), np.full(2, 0.9)]
-    net.layer("bn", "BN", "conv1", "bn", "bn_param { frozen: true }", blobs)
+    rows = [blob.reshape(1, 2, 1, 1) for blob in blobs]
+    net.layer("bn", "BN", "conv1", "bn", "bn_param { frozen: true }", rows)
     net.conv("dw", "bn", 2, 2, 1, group=2, type="DepthwiseConvolution")
     net.layer("cudnn", "CuDNNBatchNorm", "dw", "dw", "", [*blobs[:2], blobs[3], blobs[0]])
     net.bias("bias", "dw", 2)
