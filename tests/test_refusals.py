@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,19 @@ def test_blobs_that_are_not_finite(value: float, tmp_path: Path) -> None:
     done = fold_net(net, tmp_path)
     assert done.is_unchanged
     _assert_stays(done, "scale", "not-finite", "finite")
+
+
+def test_a_factor_whose_inverse_is_not_finite(tmp_path: Path) -> None:
+    """Said in the report, and not by a warning of NumPy."""
+    net = _net()
+    bn = net.batch_norm("bn", "x", N, factor=1e-310)
+    bn.format = BlobFormat("double")
+    bn.blobs[0][:] = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        done = fold_net(net, tmp_path, runs=False)
+    assert done.is_unchanged
+    _assert_stays(done, "bn", "not-finite", "finite")
 
 
 @pytest.mark.parametrize("conv", [True, False])

@@ -117,6 +117,18 @@ def test_a_bias_stays_where_the_weights_are_those_of_another_layer_of_its_name(
     assert fold_net(net, tmp_path).is_unchanged
 
 
+@pytest.mark.parametrize("parameter", ["", "pad { num_output: 2 kernel_size: 1 }"])
+def test_a_layer_without_its_parameters_is_not_given_any(parameter: str, tmp_path: Path) -> None:
+    """Not even those that would repair its bias: it loads nowhere as it is."""
+    net = Net("bare")
+    net.input("data", (1, 2, 4, 4))
+    net.layer("conv", "Convolution", "data", "conv", parameter, [np.ones((2, 2, 1, 1))])
+    net.relu("relu", "conv")
+    done = fold_net(net, tmp_path, runs=False)
+    assert done.is_unchanged
+    assert "no-bias-blob" not in done.warnings
+
+
 def test_an_inner_product_without_the_bias_that_the_text_implies(tmp_path: Path) -> None:
     net = Net()
     net.input("data", (2, N))
