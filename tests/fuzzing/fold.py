@@ -19,6 +19,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from support import compare
 from support.evaluate import Evaluation, Evaluator
 from support.judge import fold_points
@@ -28,6 +29,7 @@ from support.prototext import ProtoTextError
 
 import caffe_fold
 from caffe_fold import Report, caffe_pb2
+from caffe_fold.errors import CheckError
 
 from . import mutate_text, mutate_wire
 from .outcome import Finding, require_line
@@ -112,6 +114,8 @@ def check(one: Case) -> str:
             report = caffe_fold.fold(model, weights, threads=1, **one.options)
             written = 2 * report.written
             _require_readable(report)
+        except CheckError as error:  # the plan or the writing is wrong, whatever the input is
+            raise Finding(f"CheckError: {error}") from error
         finally:
             _require_files(folder, one, written)
         if not written:
@@ -188,7 +192,7 @@ def _require_parsed(old: Pair, new: Pair) -> None:
 def _parses(path: Path) -> bool:
     try:
         caffe_pb2.NetParameter.FromString(path.read_bytes())
-    except Exception:
+    except DecodeError:
         return False
     return True
 
@@ -198,12 +202,10 @@ def _evaluated(pair: Pair, one: Case, stages: Sequence[str]) -> Evaluation | Non
     try:
         with np.errstate(all="ignore"):
             return Evaluator(pair.model, pair.weights, stages).run(one.inputs, lenient=True)
-    except (NetError, ProtoTextError, ArithmeticError, ValueError, TypeError, KeyError):
+    except (NetError, ProtoTextError, ArithmeticError, ValueError, TypeError, LookupError):
         return None
-    except Exception as error:
-        if type(error).__name__ == "DecodeError":
-            return None
-        raise
+    except (RecursionError, DecodeError):  # the evaluator's own reader recurses
+        return None
 
 
 def _worst(before: Evaluation, after: Evaluation, report: Report) -> compare.Difference | None:
