@@ -204,7 +204,8 @@ def _evaluated(pair: Pair, one: Case, stages: Sequence[str]) -> Evaluation | Non
             return Evaluator(pair.model, pair.weights, stages).run(one.inputs, lenient=True)
     except (NetError, ProtoTextError, ArithmeticError, ValueError, TypeError, LookupError):
         return None
-    except (RecursionError, DecodeError):  # the evaluator's own reader recurses
+    # The evaluator's own reader recurses, and it fills blobs of any size.
+    except (RecursionError, MemoryError, DecodeError):
         return None
 
 
