@@ -194,11 +194,12 @@ class Caffemodel(NamedTuple):
         count, run = stop - start, blob.runs[0]
         block: Array = scratch("block", count, np.dtype(np.float64))
         if len(blob.runs) > 1 or run.stride != blob.storage.value:
-            block[:] = self.values(blob, start, stop)
-            return block
-        values = scratch("values", count, blob.storage.dtype)
-        self.source.read_into(run.offset + start * run.stride, values.data.cast("B"))
-        block[:] = values
+            values = self.values(blob, start, stop)
+        else:
+            values = scratch("values", count, blob.storage.dtype)
+            self.source.read_into(run.offset + start * run.stride, values.data.cast("B"))
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            block[:] = values
         return block
 
     def vector(self, blob: Blob) -> Array:
