@@ -326,7 +326,6 @@ SPELLINGS = [
     "weight_filler: 3",
     "weight_filler { type: x }",
     "weight_filler { value: 'x' }",
-    "weight_filler { value: 09 }",
     "axis: 09",
 ]
 
