@@ -236,7 +236,7 @@ def _guided(options: Any) -> int:
         for number, data in enumerate(target.corpus()):
             Path(corpus, str(number)).write_bytes(data)
         flags = [f"-runs={options.cases}", f"-seed={options.seed + 1}", "-max_len=100000"]
-        flags += ["-timeout=0", f"-artifact_prefix={options.findings}/"]  # it has its own limit
+        flags += ["-timeout=600", f"-artifact_prefix={options.findings}/"]  # it has its own limit
         atheris.Setup([sys.argv[0], *flags, corpus], check, custom_mutator=mutate)
         atheris.Fuzz()
     return 0

@@ -129,6 +129,20 @@ def test_a_layer_without_its_parameters_is_not_given_any(parameter: str, tmp_pat
     assert "no-bias-blob" not in done.warnings
 
 
+def test_weights_may_have_no_layer_left(tmp_path: Path) -> None:
+    net = Net("idle")
+    net.input("data", (1, 2, 4, 4))
+    net.layers[-1].in_weights = False
+    net.relu("relu", "data", "relu")
+    net.layers[-1].in_weights = False
+    net.scale("ones", "relu", 2, top="ones", bias=False).blobs[0][:] = 1
+    net.relu("last", "ones", "last")
+    net.layers[-1].in_weights = False
+    report = caffe_fold.fold(*net.write(tmp_path))
+    assert report.removed == ("ones",)
+    assert Path(report.output_weights).read_bytes() == b"\x0a\x04idle"
+
+
 def test_an_inner_product_without_the_bias_that_the_text_implies(tmp_path: Path) -> None:
     net = Net()
     net.input("data", (2, N))

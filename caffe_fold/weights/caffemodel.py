@@ -120,20 +120,20 @@ class Caffemodel(NamedTuple):
     by_name: dict[str, tuple[Entry, ...]]
 
     @classmethod
-    def open(cls, path: Path) -> Caffemodel:
-        """Walk the file and index its layers.
+    def open(cls, path: Path, may_be_empty: bool = False) -> Caffemodel:
+        """Walk the file and index its layers; one that was folded may have none left.
 
         :raises CaffemodelError: if the file is not a NetParameter, or is damaged.
         """
         source = wire.Source.open(path)
         try:
-            return cls.indexed(source)
+            return cls.indexed(source, may_be_empty)
         except BaseException:
             source.close()
             raise
 
     @classmethod
-    def indexed(cls, source: wire.Source) -> Caffemodel:
+    def indexed(cls, source: wire.Source, may_be_empty: bool = False) -> Caffemodel:
         entries: list[Entry] = []
         by_name: dict[str, list[Entry]] = {}
         for record in wire.Walk(source, 0, source.size):
@@ -150,7 +150,7 @@ class Caffemodel(NamedTuple):
             entry = _entry(source, record, len(entries))
             entries.append(entry)
             by_name.setdefault(entry.name, []).append(entry)
-        if not entries:
+        if not (entries or may_be_empty):
             raise CaffemodelError(
                 f"{show(os.fspath(source.path))}: not a caffemodel: it holds no layers"
             )
