@@ -20,6 +20,7 @@ __all__ = ["main"]
 
 _HOMES = {
     "fold": "caffe_fold.commands.fold",
+    "inspect": "caffe_fold.commands.inspect",
     "verify": "caffe_fold.commands.verify",
     "demo": "caffe_fold.commands.demo",
 }

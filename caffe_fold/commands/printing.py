@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -11,19 +13,26 @@ import click
 if TYPE_CHECKING:
     from caffe_fold.report import Report
 
-__all__ = ["print_report"]
+__all__ = ["print_report", "printing_to_reader"]
 
 
 def print_report(report: Report, as_json: bool, quiet: bool) -> None:
     """The report on standard output; its warnings on standard error."""
+    with printing_to_reader():
+        _print(report, as_json, quiet)
+
+
+@contextlib.contextmanager
+def printing_to_reader() -> Iterator[None]:
+    """A reader of our output who is gone is no error: the work is done all the same."""
     try:
-        _print_to_reader(report, as_json, quiet)
+        yield
+        sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of our output is gone; the files are written all the same.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _print_to_reader(report: Report, as_json: bool, quiet: bool) -> None:
+def _print(report: Report, as_json: bool, quiet: bool) -> None:
     if as_json:
         import json
 

@@ -60,7 +60,9 @@ class Side:
     def orphans(self) -> list[int]:
         """The values that nothing produces and that are no inputs of the net."""
         count = len(self.graph.net.inputs)
-        return [i for i in self.graph.sources() if self.graph.values[i].producer is None and i >= count]
+        return [
+            i for i in self.graph.sources() if self.graph.values[i].producer is None and i >= count
+        ]
 
     @property
     def has_doubles(self) -> bool:

@@ -20,7 +20,8 @@ from caffe_fold.errors import OutputError, Path, show
 from caffe_fold.weights.caffemodel import Caffemodel
 from caffe_fold.writing.entries import Bytes, Piece, Span
 
-__all__ = ["Outputs", "resolve_outputs", "temporary_pair", "write_pieces"]
+__all__ = ["Outputs", "require_place", "resolve_outputs", "temporary_file", "temporary_pair"]
+__all__ += ["write_pieces"]
 
 _BUFFER = 1 << 20
 
@@ -46,7 +47,7 @@ def resolve_outputs(
         FilePath(output_weights) if output_weights is not None else _beside(weights),
     )
     for path in (outputs.model, outputs.weights):
-        _require_place(path)
+        require_place(path)
         for given in (model, weights):
             if path.exists() and os.path.samefile(path, given):
                 raise OutputError(
@@ -72,7 +73,8 @@ def _real(path: FilePath) -> str:
     return os.path.normcase(os.path.realpath(path))
 
 
-def _require_place(path: FilePath) -> None:
+def require_place(path: FilePath) -> None:
+    """Raise OutputError where a file cannot come under a path, or must not."""
     shown = show(str(path), 1000)
     if not path.name or path.is_dir():
         raise OutputError(f"{shown} is a folder; give the output file's path")
@@ -115,7 +117,7 @@ def temporary_pair(outputs: Outputs) -> Iterator[TemporaryPair]:
     made: list[FilePath] = []
     try:
         for path in (outputs.model, outputs.weights):
-            made.append(_temporary(path))
+            made.append(temporary_file(path))
         yield TemporaryPair(outputs, *made)
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else str(outputs.weights)
@@ -126,7 +128,8 @@ def temporary_pair(outputs: Outputs) -> Iterator[TemporaryPair]:
                 path.unlink()
 
 
-def _temporary(path: FilePath) -> FilePath:
+def temporary_file(path: FilePath) -> FilePath:
+    """A new empty file beside a path, with the mode of any new file."""
     prefix = f".{path.name[:40]}."
     descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=path.parent)
     os.close(descriptor)
