@@ -26,7 +26,7 @@ from caffe_fold.weights_files import opened_weights
 from caffe_fold.writing.outputs import write_pieces
 from caffe_fold.writing.rewrite_caffemodel import rewrite_caffemodel
 
-__all__ = ["inspect", "inspected"]
+__all__ = ["computable_plan", "inspect", "inspected"]
 
 
 def inspect(
@@ -75,15 +75,8 @@ def inspect(
         if weights is not None and not allow_extra_weights:
             require_unfolded_pair(graph, caffemodel)
 
-        def plan(facts: Facts, plan: Plan) -> tuple[Facts, Plan]:
-            if weights is not None:
-                write_pieces(
-                    caffemodel, list(rewrite_caffemodel(caffemodel, graph, plan, choices)), None
-                )
-            return facts, plan
-
         kept = kept_values(graph, keep)
-        found = until_computable(graph, caffemodel, choices, kept, plan)
+        found = computable_plan(graph, caffemodel, choices, kept, weights is not None)
         result = inspected(*found, weights, int8=int8 or page is not None)
         if page is not None:
             from caffe_fold.page.page import page_of
@@ -91,6 +84,25 @@ def inspect(
             page.write(page_of(*found, result))
             page.commit()
     return result
+
+
+def computable_plan(
+    graph: Graph,
+    model: Caffemodel,
+    choices: Choices,
+    kept: frozenset[int] = frozenset(),
+    has_weights: bool = True,
+) -> tuple[Facts, Plan]:
+    """The plan that a fold carries out. Its values are computed, as only then it shows which
+    do not fit their number type, and written nowhere."""
+
+    def compute(facts: Facts, plan: Plan) -> tuple[Facts, Plan]:
+        if has_weights:
+            pieces = list(rewrite_caffemodel(model, graph, plan, choices))
+            write_pieces(model, pieces, None)
+        return facts, plan
+
+    return until_computable(graph, model, choices, kept, compute)
 
 
 def inspected(facts: Facts, plan: Plan, weights: Path | None, int8: bool) -> Inspection:

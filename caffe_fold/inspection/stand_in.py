@@ -140,14 +140,13 @@ def _is_segnet(message: Any) -> bool:
 
 def _axes(message: Any, bottom: Dims) -> Dims:
     """The axes of its bottom that a Scale or Bias lies along."""
-    axis, count = message.axis, message.num_axes
+    axis, count = int(message.axis), int(message.num_axes)
     if count == 0:
         return ()
     if not bottom:
         return (None,) * max(count, 1)
     start = axis + len(bottom) if axis < 0 else axis
-    found: Dims = bottom[start:] if count < 0 else bottom[start : start + count]
-    return found
+    return bottom[start:] if count < 0 else bottom[start : start + count]
 
 
 # ---- What is not told ----

@@ -94,7 +94,7 @@ def gain_text(gain: tuple[float, float] | None) -> str:
     """The least and the largest gain, or the one."""
     if gain is None:
         return "-"
-    least, most = (f"{number:.2g}" for number in gain)
+    least, most = (f"{number:.0f}" if 100 <= number < 1e6 else f"{number:.2g}" for number in gain)
     return least if least == most else f"{least}..{most}"
 
 

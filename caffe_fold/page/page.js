@@ -39,7 +39,7 @@
       this.figure = figure;
       this.canvas = figure.querySelector(".canvas");
       this.picture = data[figure.dataset.net];
-      this.opened = new Set();
+      this.opened = new Set(this.picture.closed ? [] : this.picture.chains.keys());
       this.zoom = 0;
       this.rows = new Map(); // the row of each layer
     }
@@ -90,6 +90,7 @@
         x: found.x - margin, y: found.y - margin,
         width: found.width + 2 * margin, height: found.height + 2 * margin,
       };
+      this.middle = (found.boxes[0]?.x ?? 0) - this.size.x;
       this.edges = boxes.map((box, at) => [
         found.boxes[at].y - box.height / 2, found.boxes[at].y + box.height / 2,
       ]);
@@ -116,7 +117,7 @@
       const scale = fit * 1.25 ** this.zoom;
       this.svg.setAttribute("width", Math.round(width * scale));
       this.svg.setAttribute("height", Math.round(height * scale));
-      if (width * scale > room) this.canvas.scrollLeft = (width * scale - room) / 2;
+      this.canvas.scrollLeft = this.middle * scale - room / 2;
     }
 
     box(box, place) {
@@ -166,7 +167,7 @@
       const kind = svg("text", { class: "kind", x: WIDTH - 10, y: 12.5, "text-anchor": "end" });
       kind.textContent = type;
       made.append(label, kind);
-      this.rows.set(at, made);
+      if (!this.rows.has(at)) this.rows.set(at, made); // an input may be drawn again
       return made;
     }
 
@@ -385,12 +386,15 @@
   }
 
   const all = document.querySelector("[data-chains]");
+  const word = (isOpen) => { all.textContent = `${isOpen ? "Close" : "Open"} all chains`; };
+  let isOpen = ![...panes.values()].some((pane) => pane.picture.closed);
+  word(isOpen);
   all.hidden = ![...panes.values()].some((pane) => pane.picture.chains.length);
   all.addEventListener("click", () => {
-    const open = all.getAttribute("aria-pressed") !== "true";
-    all.setAttribute("aria-pressed", String(open));
+    isOpen = !isOpen;
+    word(isOpen);
     for (const pane of panes.values()) {
-      pane.opened = new Set(open ? pane.picture.chains.keys() : []);
+      pane.opened = new Set(isOpen ? pane.picture.chains.keys() : []);
       if (pane.svg) pane.draw();
     }
   });
@@ -410,6 +414,11 @@
     for (const pane of panes.values()) pane.scale();
   });
 
-  drawShown();
-  document.documentElement.dataset.ready = "yes";
+  // One net is seen at once; the other follows as soon as that is painted.
+  const [shown, ...others] = panes.values();
+  shown.draw();
+  requestAnimationFrame(() => setTimeout(() => {
+    if (others.length) drawShown();
+    document.documentElement.dataset.ready = "yes";
+  }));
 })();

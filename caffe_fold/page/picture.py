@@ -25,6 +25,10 @@ _FOLLOWING = frozenset(
 ) | frozenset(AFFINE)
 
 
+# Layers between two readers of an input from which on it is drawn again.
+_FAR = 30
+
+
 @dataclass(frozen=True)
 class Wiring:
     """Which layer feeds which, in order. ``places`` are the layers that are there; a number
@@ -84,25 +88,33 @@ def _wiring(
 def picture(graph: Graph, wiring: Wiring, noted: frozenset[int]) -> Picture:
     """Gather layers in boxes. ``noted`` are layers that a chain must not hide."""
     types = [layer.type for layer in graph.layers]
+    order = {at: index for index, at in enumerate(wiring.places)}
     readers: dict[int, list[int]] = {at: [] for at in wiring.places}
     for at in wiring.places:
         for source in wiring.reads[at]:
             readers[source].append(at)
     box_of: dict[int, int] = {}
     boxes: list[list[int]] = []
+    arrows: dict[tuple[int, int], None] = {}
     for at in wiring.places:
         home = _home(at, wiring, readers, types, boxes, box_of)
         if home is None:
+            sources = [
+                source
+                for source in wiring.reads[at]
+                if not wiring.reads[source] and order[at] > order[readers[source][0]] + _FAR
+            ]
+            # An input that is also read far below is drawn there again, without a long arrow.
+            for source in sources:
+                box_of[source] = len(boxes)
+                boxes.append([source])
             home = len(boxes)
             boxes.append([])
         boxes[home].append(at)
         box_of[at] = home
-    arrows = {
-        (box_of[source], box_of[at]): None
-        for at in wiring.places
-        for source in wiring.reads[at]
-        if box_of[source] != box_of[at]
-    }
+        arrows.update(
+            ((box_of[source], home), None) for source in wiring.reads[at] if box_of[source] != home
+        )
     plain = [not noted.intersection(box) and max(box) < len(types) for box in boxes]
     return Picture(tuple(map(tuple, boxes)), tuple(arrows), _chains(len(boxes), arrows, plain))
 

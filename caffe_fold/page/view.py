@@ -23,8 +23,8 @@ from caffe_fold.verification.result import Verification
 __all__ = ["Fact", "Int8Row", "View", "drawing", "view_of"]
 
 _MOST_HURT = 20
-# Beyond this many boxes chains are drawn as one.
-_MANY = 60
+# Beyond this many boxes each chain is drawn as one.
+_MANY = 100
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,9 @@ def _facts(page: Page) -> list[Fact]:
             facts.append(Fact("written", "nothing: a dry run"))
     if page.verification is not None:
         passed = page.verification.passed
-        facts.append(Fact("verification", "pass" if passed else "fail", "good" if passed else "bad"))
+        facts.append(
+            Fact("verification", "pass" if passed else "fail", "good" if passed else "bad")
+        )
     if inspection.readiness is not None and inspection.readiness.layers:
         hurt, count = len(inspection.readiness.hurt), len(inspection.readiness.layers)
         facts.append(Fact("layers int8 hurts", f"{hurt} of {count}", "bad" if hurt else "good"))
@@ -236,5 +238,6 @@ def _picture(picture: Picture) -> dict[str, Any]:
     return {
         "boxes": picture.boxes,
         "arrows": picture.arrows,
-        "chains": picture.chains if len(picture.boxes) > _MANY else (),
+        "chains": picture.chains,
+        "closed": len(picture.boxes) > _MANY,
     }

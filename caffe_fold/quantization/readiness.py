@@ -6,9 +6,9 @@ their logarithm to base 2: 8 for the largest channel, and fewer for the others. 
 multiplies each output channel by a gain of its own, which spreads the ranges.
 
 The noise of a channel is measured: the mean square of the rounding errors divided by that
-of the weights. A layer's noise is the mean over its channels, so that a small one
-counts as much as a large one, but for those that are as good as dead; in decibels, ``-10 log10``, it is the
-layer's SQNR (Nagel et al. 2021, section 2; Krishnamoorthi 2018, section 3).
+of the weights. A layer's noise is the mean over its channels, so that a small one counts as
+much as a large one, but for those that are as good as dead; in decibels, ``-10 log10``, it
+is the layer's SQNR (Nagel et al. 2021, section 2; Krishnamoorthi 2018, section 3).
 
 The weights are read in blocks, twice: a layer's step is known once all of it was seen.
 """
