@@ -65,7 +65,7 @@ def _by_gain(layer: LayerReadiness, channel: int) -> str:
     median = float(np.median(sizes[sizes > 0])) if (sizes > 0).any() else 0.0
     gain = float(sizes[channel])
     if median and (gain > _FAR * median or gain * _FAR < median):
-        return f", by its gain of {gain:.2g} (median {median:.2g})"
+        return f", by its gain of {gain:.3g} (median {median:.3g})"
     return ""
 
 
