@@ -18,7 +18,7 @@ from support.nets import Net
 
 import caffe_fold
 from caffe_fold import convert
-from caffe_fold.page import picture, target
+from caffe_fold.page import picture
 
 Patch = pytest.MonkeyPatch
 
@@ -215,7 +215,7 @@ def test_a_page_that_cannot_be_written_keeps_the_pair_from_its_name(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(target.FilePath, "write_text", full)
+    monkeypatch.setattr(Path, "write_text", full)
     done = call(*files(folder), "--html", folder / "page.html")
     assert_refused(done, "page.html cannot be written: No space left on device")
     assert names(folder) == INPUTS
@@ -315,7 +315,7 @@ def test_a_refusal_is_on_the_page(folder: Path) -> None:
 def pictures(net: Net, folder: Path) -> dict[str, Any]:
     page = folder / "page.html"
     caffe_fold.inspect(net.write(folder)[0], html=page)
-    data = data_of(page)
+    data: dict[str, Any] = data_of(page)
     for which in ("before", "after"):
         shown = [at for box in data[which]["boxes"] for at in box]
         assert all(box for box in data[which]["boxes"])

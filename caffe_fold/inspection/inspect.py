@@ -13,7 +13,6 @@ from caffe_fold.convert import kept_values, read_graph, until_computable
 from caffe_fold.errors import Path
 from caffe_fold.inputs import require_inputs, require_prototxt
 from caffe_fold.inspection.inspection import Inspection
-from caffe_fold.inspection.known_shapes import known_shapes
 from caffe_fold.inspection.layers import layer_facts
 from caffe_fold.inspection.stand_in import stand_in
 from caffe_fold.nets.graph import Graph
@@ -107,12 +106,10 @@ def computable_plan(
 
 def inspected(facts: Facts, plan: Plan, weights: Path | None, int8: bool) -> Inspection:
     """A plan as the facts of each layer."""
-    graph = facts.graph
-    shapes = known_shapes(graph)
     return Inspection(
-        os.fspath(graph.net.document.path),
+        os.fspath(facts.graph.net.document.path),
         None if weights is None else os.fspath(weights),
-        layer_facts(facts, plan, shapes, weights is not None),
+        layer_facts(facts, plan),
         readiness(facts, plan) if int8 and weights is not None else None,
     )
 
@@ -126,7 +123,7 @@ def _opened(
     if weights is None:
         require_prototxt(model)
         graph = read_graph(model, stages, level)
-        yield graph, stand_in(graph, known_shapes(graph))
+        yield graph, stand_in(graph)
         return
     kind = require_inputs(model, weights)
     graph = read_graph(model, stages, level)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from caffe_fold.inspection.known_shapes import Dims
-from caffe_fold.inspection.stand_in import blob_shapes
+from caffe_fold.inspection.stand_in import StandIn
 from caffe_fold.layers.affine import AFFINE, Refused
 from caffe_fold.layers.linear import LINEAR
 from caffe_fold.planning.facts import Facts
@@ -72,9 +72,7 @@ class Totals:
     fates: Counter[str] = field(default_factory=Counter)
 
 
-def layer_facts(
-    facts: Facts, plan: Plan, shapes: Sequence[Dims], has_weights: bool
-) -> tuple[LayerFacts, ...]:
+def layer_facts(facts: Facts, plan: Plan) -> tuple[LayerFacts, ...]:
     """All layers of the graph, in order."""
     fates = _fates(facts, plan)
     found = []
@@ -89,8 +87,8 @@ def layer_facts(
                 role,
                 layer.bottoms,
                 layer.tops,
-                _shapes(facts, at, shapes, has_weights),
-                _gain(facts, at, has_weights) if role == "affine" else None,
+                _shapes(facts, at),
+                _gain(facts, at) if role == "affine" else None,
                 fates.get(at, Fate("stays" if role == "affine" else "same")),
             )
         )
@@ -116,16 +114,16 @@ def totals(layers: Sequence[LayerFacts]) -> tuple[Totals, ...]:
     return tuple(found.values())
 
 
-def _shapes(facts: Facts, at: int, shapes: Sequence[Dims], has_weights: bool) -> tuple[Dims, ...]:
-    if not has_weights:
-        return blob_shapes(facts.graph, at, list(shapes))
+def _shapes(facts: Facts, at: int) -> tuple[Dims, ...]:
+    if isinstance(facts.model, StandIn):
+        return facts.model.implied[at]
     entries = facts.model.by_name.get(facts.graph.layers[at].name, ())
     return tuple(blob.shape for blob in entries[0].blobs) if entries else ()
 
 
-def _gain(facts: Facts, at: int, has_weights: bool) -> tuple[float, float] | None:
+def _gain(facts: Facts, at: int) -> tuple[float, float] | None:
     """The range of a layer's multipliers. A Power's stand in the prototxt."""
-    if not has_weights and facts.graph.layers[at].type != "Power":
+    if isinstance(facts.model, StandIn) and facts.graph.layers[at].type != "Power":
         return None
     try:
         sizes = np.abs(facts.affine(at).map.scale)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from caffe_fold.inspection.known_shapes import Dims
+from caffe_fold.inspection.known_shapes import Dims, known_shapes
 from caffe_fold.layers.affine import AFFINE
 from caffe_fold.layers.linear import LINEAR
 from caffe_fold.nets.graph import Graph
@@ -25,16 +25,19 @@ from caffe_fold.nets.net import Layer
 from caffe_fold.weights.caffemodel import Array, Blob, Caffemodel, Entry, Form, Run, Storage
 from caffe_fold.weights.wire import Source
 
-__all__ = ["blob_shapes", "stand_in"]
+__all__ = ["StandIn", "blob_shapes", "stand_in"]
 
 # More channels than any net has; beyond, a number is not believed but taken as not told.
 _MOST = 1 << 16
 
 
 @dataclass(frozen=True)
-class _StandIn(Caffemodel):
+class StandIn(Caffemodel):
     """A caffemodel without a file. A blob's ``start`` is its number, and each of its values
-    is that number and a half: never 0 or 1, and different from blob to blob."""
+    is that number and a half: never 0 or 1, and different from blob to blob. ``implied`` are
+    the shapes of each layer's blobs, with None for what the prototxt does not tell."""
+
+    implied: tuple[tuple[Dims, ...], ...]
 
     def chunks(self, blob: Blob, start: int, stop: int) -> Iterator[NDArray[Any]]:
         yield self.values(blob, start, stop)
@@ -50,15 +53,17 @@ class _StandIn(Caffemodel):
         return (a.shape, a.start) == (b.shape, b.start)
 
 
-def stand_in(graph: Graph, shapes: list[Dims]) -> Caffemodel:
-    """The weights that a graph would have; ``shapes`` are those of its values."""
+def stand_in(graph: Graph) -> StandIn:
+    """The weights that a graph would have."""
+    shapes = known_shapes(graph)
+    implied = tuple(blob_shapes(graph, at, shapes) for at in range(len(graph.layers)))
     unknown = _channels_unknown(graph)
     numbers: dict[object, int] = {}
     entries = []
     for at, layer in enumerate(graph.layers):
         blobs = []
         bottom = shapes[graph.bottoms[at][0]] if layer.bottoms else ()
-        for index, dims in enumerate(blob_shapes(graph, at, shapes)):
+        for index, dims in enumerate(implied[at]):
             name = layer.params[index] if index < len(layer.params) else ""
             number = numbers.setdefault(name or (at, index), len(numbers) + 1)
             blobs.append(_blob(number, _filled(graph, layer, dims, bottom, unknown)))
@@ -67,7 +72,7 @@ def stand_in(graph: Graph, shapes: list[Dims]) -> Caffemodel:
     for entry in entries:
         if entry.blobs:
             by_name.setdefault(entry.name, (entry,))
-    return _StandIn(Source(os.devnull, -1, 0), tuple(entries), by_name)
+    return StandIn(Source(os.devnull, -1, 0), tuple(entries), by_name, implied)
 
 
 def blob_shapes(graph: Graph, at: int, shapes: list[Dims]) -> tuple[Dims, ...]:
