@@ -130,6 +130,8 @@ def test_on_a_terminal_no_line_is_wider(width: int, name: str, tmp_path: Path) -
     table = out.getvalue().split("\n\n")[0]
     assert max(cells.cell_len(line) for line in table.splitlines()) <= width
     assert "[red]" not in name or "[red]" in "".join(out.getvalue().split())
+    assert (table.count("takes"), table.count("folds")) == (1, 2)
+    assert "4x3x3x3" in table
 
 
 def terminal(folder: Path, *arguments: str, **env: str) -> str:

@@ -212,10 +212,14 @@ def test_a_fold_that_fails_leaves_no_page(folder: Path, call: Call, monkeypatch:
 def test_a_page_that_cannot_be_written_keeps_the_pair_from_its_name(
     folder: Path, call: Call, monkeypatch: Patch
 ) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+    write = Path.write_bytes
 
-    monkeypatch.setattr(Path, "write_text", full)
+    def full(path: Path, data: bytes) -> int:
+        if "page.html" in path.name:
+            raise OSError(28, "No space left on device")
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
     done = call(*files(folder), "--html", folder / "page.html")
     assert_refused(done, "page.html cannot be written: No space left on device")
     assert names(folder) == INPUTS

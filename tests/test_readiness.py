@@ -118,7 +118,7 @@ def test_a_small_gain_is_named_as_the_cause(tmp_path: Path) -> None:
                                  ).to_dict()["int8"]["layers"]  # fmt: skip
     assert layer.is_hurt
     assert layer.lost > 6
-    assert re.search(r"Channel 2 has 0\.\d+ % of the largest range, by its gain of 0\.002",
+    assert re.search(r"Channel 2 has 0\.\d+% of the largest range, by its gain of 0\.002",
                      data["reason"])  # fmt: skip
     assert re.search(r"keeps 0\.\d bits", data["reason"])
     assert "before folding it was" in data["reason"]

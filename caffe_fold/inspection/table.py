@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from caffe_fold.errors import show
 from caffe_fold.inspection.inspection import Inspection
@@ -35,29 +35,32 @@ def plain_table(inspection: Inspection) -> str:
 
 
 def print_rich(inspection: Inspection, console: Console) -> None:
-    """The same on a terminal; long names fold inside their column."""
+    """The same on a terminal. Long names fold inside their column; where it is narrow, a
+    layer's facts stand below its name."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(header_style="bold", box=None, pad_edge=False, show_edge=False)
-    for at, head in enumerate(_HEADS):
-        table.add_column(
-            head,
-            justify="right" if at == 2 else "left",
-            overflow="fold",
-            ratio=None,
-            min_width=_MIN_WIDTHS[at],
-        )
+    is_wide = console.width >= _WIDE
+    for head in _HEADS if is_wide else _HEADS[4:]:
+        justify: Literal["right", "left"] = "right" if head == "parameters" else "left"
+        table.add_column(head, justify=justify, overflow="fold", ratio=None if is_wide else 1)
     for layer in _shown(inspection):
-        cells = _cells(layer)
-        style = _STYLES.get(layer.fate.kind, "")
-        table.add_row(*(Text(cell) for cell in cells[:5]), Text(cells[5], style=style))
+        *facts, name, says = _cells(layer)
+        told = Text(says, style=_STYLES.get(layer.fate.kind, ""))
+        if is_wide:
+            table.add_row(*map(Text, facts), Text(name), told)
+        else:
+            kind, shape, count, gain = facts
+            words = (kind, shape, f"{count} parameters", f"gain {gain}")
+            below = ", ".join(word for word, fact in zip(words, facts) if fact != "-")
+            table.add_row(Text.assemble(name, "\n", (below, "dim")), told)
     console.print(table)
     for line in _summary(inspection):
         console.print(Text(line), soft_wrap=True)
 
 
-_MIN_WIDTHS = (4, 7, 10, 4, 8, 12)
+_WIDE = 110
 _STYLES = {
     "takes": "green",
     "folds": "green",

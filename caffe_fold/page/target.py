@@ -33,7 +33,7 @@ class PageTarget:
         from caffe_fold.page.render import rendered
 
         with _told(self.path):
-            self.temporary.write_text(rendered(page), encoding="utf-8", newline="\n")
+            self.temporary.write_bytes(rendered(page).encode("utf-8"))
 
     def commit(self) -> None:
         """Give the page its name."""

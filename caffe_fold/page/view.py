@@ -18,7 +18,7 @@ from caffe_fold.page.picture import Picture
 from caffe_fold.quantization.readiness import LayerReadiness, Weights
 from caffe_fold.quantization.words import why_hurt
 from caffe_fold.report import size_text
-from caffe_fold.verification.result import Verification
+from caffe_fold.verification.result import Verification, coverage_lines
 
 __all__ = ["Fact", "Int8Row", "View", "drawing", "view_of"]
 
@@ -70,6 +70,7 @@ class View:
     hurt: tuple[Int8Row, ...]
     unread: tuple[str, ...]
     verification: Verification | None
+    covered: tuple[str, ...]
 
 
 def view_of(page: Page) -> View:
@@ -92,6 +93,7 @@ def view_of(page: Page) -> View:
         tuple(row for row in rows if row.is_hurt)[:_MOST_HURT],
         () if found is None else found.unread,
         page.verification,
+        () if page.verification is None else tuple(coverage_lines(page.verification)),
     )
 
 

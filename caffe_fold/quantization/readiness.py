@@ -88,9 +88,9 @@ class Weights:
 
     @property
     def bias_to_weights(self) -> float:
-        """The largest |bias| of a channel, as a multiple of what its weights make of
+        """The largest |bias| of a channel that is alive, as a multiple of what its weights make of
         independent inputs of size 1: their Euclidean norm."""
-        live = self.norms > 0
+        live = self.alive & (self.norms > 0)
         ratios = np.abs(self.bias[live]) / self.norms[live]
         return float(ratios.max(initial=0.0))
 

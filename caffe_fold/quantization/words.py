@@ -76,5 +76,5 @@ def _times(ratio: float) -> str:
 def _percent(share: float) -> str:
     percent = 100 * share
     if percent >= 10:
-        return f"{percent:.0f} %"
-    return f"{percent:.2g} %" if percent >= 0.001 else "under 0.001 %"
+        return f"{percent:.0f}%"
+    return f"{percent:.2g}%" if percent >= 0.001 else "under 0.001%"
