@@ -18,7 +18,7 @@ from support.nets import Net
 
 import caffe_fold
 from caffe_fold import convert
-from caffe_fold.page import picture
+from caffe_fold.page import picture, render
 
 Patch = pytest.MonkeyPatch
 
@@ -158,6 +158,7 @@ def test_a_page_replaces_an_older_one_and_has_the_mode_of_any_file(folder: Path)
     [
         (".", "is a folder"),
         ("no/page.html", "there is no folder"),
+        ("x" * 300, "cannot be written: File name too long"),
         ("net.prototxt", "is another file of this run"),
         ("net.caffemodel", "is another file of this run"),
     ],
@@ -223,6 +224,16 @@ def test_a_page_that_cannot_be_written_keeps_the_pair_from_its_name(
     done = call(*files(folder), "--html", folder / "page.html")
     assert_refused(done, "page.html cannot be written: No space left on device")
     assert names(folder) == INPUTS
+
+
+def test_an_interrupt_leaves_nothing(folder: Path, call: Call, monkeypatch: Patch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(render, "rendered", interrupted)
+    for command in ("inspect", "fold"):
+        assert call(command, *files(folder), "--html", folder / "page.html").code == 130
+        assert names(folder) == INPUTS
 
 
 # ---- What is in it ----

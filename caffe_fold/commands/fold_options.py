@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from caffe_fold.choices import BN_LAYOUTS, BN_VARIANCES, WEIGHTS_DTYPES
-from caffe_fold.commands.options import Command, each, html_option, shapes
+from caffe_fold.commands.options import Command, each, shapes
 from caffe_fold.commands.verify_options import common_options
 
 __all__ = ["fold_options", "plan_options"]
@@ -79,7 +79,6 @@ def fold_options(command: Command) -> Command:
         click.option(
             "--engine-caffe", is_flag=True, help="Set 'engine: CAFFE' on 1x1 convolutions."
         ),
-        html_option,
         click.option("--no-check", "check", flag_value=False, default=True, help="Skip the proof."),
         click.option(
             "--verify",

@@ -50,13 +50,12 @@ def page_target(html: Path, others: Sequence[Path | None]) -> Iterator[PageTarge
     """
     _require_jinja()
     path = FilePath(html)
-    for other in others:
-        if other is not None and _is_same(path, other):
+    with _told(path):
+        if any(other is not None and _is_same(path, other) for other in others):
             raise OutputError(
                 f"{show(str(path), 1000)} is another file of this run; give another path for the "
                 "page"
             )
-    with _told(path):
         require_place(path)
         temporary = temporary_file(path)
     try:
