@@ -208,6 +208,16 @@ def test_shared_statistics_are_taken_as_equal_and_others_as_different(tmp_path: 
         assert said["conv_a"].kind == said["conv_b"].kind == kind
 
 
+def test_shared_parameters_of_two_shapes_are_no_equal_copies(tmp_path: Path) -> None:
+    net = Net("unlike")
+    net.input("data", (1, 3, 8, 8))
+    net.batch_norm("bn", "data", 3, top="x")
+    for name, kernel in (("a", 3), ("b", 1)):
+        net.conv(name, "x", 3, 4, kernel, extra='param { name: "w" }')
+    stays = fates(caffe_fold.inspect(net.write(tmp_path)[0]))["bn"]
+    assert "the stored copies of its shared parameter 'w' differ" in stays.reason
+
+
 @pytest.mark.parametrize(
     "params",
     [

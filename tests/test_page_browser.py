@@ -86,14 +86,21 @@ def test_the_keyboard_reaches_every_layer(browser: Any, hostile_page: Path) -> N
 @pytest.mark.parametrize("width", [360, 768, 1920])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_page_is_wider_than_its_window(
-    browser: Any, hostile_page: Path, width: int, scheme: str
+    browser: Any, width: int, scheme: str, tmp_path: Path
 ) -> None:
-    with opened(browser, hostile_page, width, color_scheme=scheme) as page:
+    net = hostile_net()
+    net.scale("n" * 190, "late", 4, top="last")
+    model, weights = net.write(tmp_path)
+    model = model.rename(tmp_path / f"{'m' * 120}.prototxt")
+    path = tmp_path / "page.html"
+    caffe_fold.inspect(model, weights, html=path)
+    with opened(browser, path, width, color_scheme=scheme) as page:
         assert page.evaluate("document.documentElement.scrollWidth") == width
         if width < 1280:
             assert not page.locator(".pane[data-net=after]").is_visible()
             page.locator("[data-show=after]").click()
             assert page.locator(".pane[data-net=after] .row").count() == 4
+            assert page.evaluate("document.documentElement.scrollWidth") == width
             assert not page.locator(".pane[data-net=before]").is_visible()
 
 
@@ -167,6 +174,7 @@ def test_thousands_of_layers(browser: Any, tmp_path: Path) -> None:
     caffe_fold.inspect(large_net(560).write(tmp_path)[0], html=path)
     with opened(browser, path) as page:
         assert page.locator(".pane[data-net=before] .box").count() == 560 * 2 + 2
+        assert_apart(page)
 
 
 def test_a_net_of_one_layer(browser: Any, tmp_path: Path) -> None:
