@@ -224,7 +224,7 @@
       choose(first);
     }
 
-    // For paper: the picture in pieces of a page's height at most, none through a box.
+    // For paper: the picture in pieces below or beside each other, cut where there is a gap.
     slice() {
       if (!this.svg) this.draw();
       const { x, y, width, height } = this.size;
