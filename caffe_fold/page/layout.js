@@ -162,3 +162,43 @@ const layout = (() => {
       [Math.min(least, number), Math.max(most, number)], [Infinity, -Infinity]);
   }
 })();
+
+// Boxes in an order in which arrows point forward: a chain is drawn in the place of its first
+// box, and its last may have come after others.
+function inOrder(boxes, arrows) {
+  const waiting = new Array(boxes.length).fill(0);
+  const following = boxes.map(() => []);
+  for (const [from, to] of arrows) {
+    waiting[to] += 1;
+    following[from].push(to);
+  }
+  const ready = boxes.map((_, at) => at).filter((at) => !waiting[at]).reverse();
+  const order = [];
+  while (ready.length) {
+    const at = ready.pop();
+    order.push(at);
+    const freed = following[at].filter((to) => (waiting[to] -= 1) === 0);
+    ready.push(...freed.reverse());
+  }
+  const place = new Array(boxes.length);
+  order.forEach((at, index) => { place[at] = index; });
+  return {
+    boxes: order.map((at) => boxes[at]),
+    arrows: arrows.map(([from, to]) => [place[from], place[to]]),
+  };
+}
+
+// An arrow's points as a path without corners.
+function smooth(points) {
+  const [first, ...rest] = points;
+  let path = `M${round(first)}`;
+  if (rest.length < 2) return `${path}L${round(rest[rest.length - 1])}`;
+  for (let at = 0; at < rest.length - 1; at += 1) {
+    const [a, b] = [rest[at], rest[at + 1]];
+    const end = at === rest.length - 2 ? b : { x: (a.x + b.x) / 2, y: (a.y + b.y) / 2 };
+    path += `Q${round(a)} ${round(end)}`;
+  }
+  return path;
+}
+
+const round = (point) => `${Math.round(point.x * 10) / 10} ${Math.round(point.y * 10) / 10}`;
