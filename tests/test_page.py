@@ -18,7 +18,7 @@ from support.nets import Net
 
 import caffe_fold
 from caffe_fold import convert
-from caffe_fold.page import picture, render
+from caffe_fold.page import picture, render, target
 
 Patch = pytest.MonkeyPatch
 
