@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from caffe_fold.errors import CaffemodelError as CaffemodelError
     from caffe_fold.errors import CheckError as CheckError
     from caffe_fold.errors import EngineMissing as EngineMissing
+    from caffe_fold.errors import ExtraMissing as ExtraMissing
     from caffe_fold.errors import InputError as InputError
     from caffe_fold.errors import OutputError as OutputError
     from caffe_fold.errors import PrototxtError as PrototxtError
     from caffe_fold.errors import VerifyError as VerifyError
+    from caffe_fold.inspection.inspect import inspect as inspect
+    from caffe_fold.inspection.inspection import Inspection as Inspection
     from caffe_fold.report import Report as Report
     from caffe_fold.verification.result import Verification as Verification
     from caffe_fold.verification.run import verify as verify
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "fold": "caffe_fold.convert",
     "fold_weights": "caffe_fold.arrays",
+    "inspect": "caffe_fold.inspection.inspect",
+    "Inspection": "caffe_fold.inspection.inspection",
     "Report": "caffe_fold.report",
     "verify": "caffe_fold.verification.run",
     "Verification": "caffe_fold.verification.result",
@@ -44,6 +49,7 @@ _HOMES = {
     "CheckError": "caffe_fold.errors",
     "VerifyError": "caffe_fold.errors",
     "EngineMissing": "caffe_fold.errors",
+    "ExtraMissing": "caffe_fold.errors",
 }
 
 __all__ = ["__version__", *_HOMES]

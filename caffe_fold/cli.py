@@ -21,6 +21,7 @@ __all__ = ["main"]
 _HOMES = {
     "fold": "caffe_fold.commands.fold",
     "batch": "caffe_fold.commands.batch",
+    "inspect": "caffe_fold.commands.inspect",
     "verify": "caffe_fold.commands.verify",
     "demo": "caffe_fold.commands.demo",
 }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from caffe_fold.choices import Choices
 from caffe_fold.errors import CheckError, InputError, Path, show
@@ -36,10 +37,13 @@ from caffe_fold.writing.rewrite_prototxt import rewrite_prototxt
 from caffe_fold.writing.write import write_parts
 
 if TYPE_CHECKING:
+    from caffe_fold.page.target import PageTarget
     from caffe_fold.quantization.result import Equalized
     from caffe_fold.verification.result import Verification
 
-__all__ = ["fold"]
+__all__ = ["fold", "kept_values", "read_graph", "until_computable"]
+
+T = TypeVar("T")
 
 
 class _Job(NamedTuple):
@@ -51,13 +55,13 @@ class _Job(NamedTuple):
     original: bytes
     model: Caffemodel
     file: WeightsFile
-    kept: frozenset[int]
     choices: Choices
     engine_caffe: bool
     equalize: Sequence[str] | None
     check: bool
     verify: Mapping[str, Any] | None
     threads: int | None
+    page: PageTarget | None
 
 
 def fold(
@@ -83,6 +87,7 @@ def fold(
     check: bool = True,
     verify: Mapping[str, Any] | None = None,
     threads: int | None = None,
+    html: Path | None = None,
 ) -> Report:
     """Fold a Caffe net and write the folded prototxt and caffemodel.
 
@@ -117,6 +122,8 @@ def fold(
     :param verify: where it is given, even if empty, both nets are run in an engine and
         compared before the result gets its name; it holds the options of ``verify``.
     :param threads: how many threads compute; None for one a core.
+    :param html: where a page goes that shows the net and what was done; it gets its name
+        after the pair, and with ``dry_run``, too.
     :returns: what was folded, what stayed and why.
     :raises InputError: if an input is not what it has to be; the file and the place are
         named. PrototxtError and CaffemodelError are kinds of it.
@@ -124,6 +131,7 @@ def fold(
     :raises CheckError: if what was written is not what was planned.
     :raises VerifyError: if the folded net computes something else.
     :raises EngineMissing: if it was to be verified, and no engine is there.
+    :raises ExtraMissing: if a page was asked for and what makes it is not installed.
 
     Whatever is raised, the inputs are untouched and no output is left half done.
     """
@@ -134,35 +142,54 @@ def fold(
         raise InputError("a dry run writes nothing that could be verified; leave one of them out")
     kind = require_inputs(model, weights)
     outputs = resolve_outputs(model, weights, output_model, output_weights)
-    net = read_net(open_prototxt(model))
-    state = State(
-        "TEST",
-        net.state.level if level is None else level,
-        net.state.stages | frozenset(stages),
-    )
-    graph = build(net, state)
-    original = net.document.text.encode("latin-1")
+    graph = read_graph(model, stages, level)
+    original = graph.net.document.text.encode("latin-1")
     folder = os.path.dirname(outputs.weights) or os.curdir
-    with opened_weights(weights, kind, graph, folder) as file, file.open() as caffemodel:
+    with contextlib.ExitStack() as stack:
+        page = None
+        if html is not None:
+            from caffe_fold.page.target import page_target
+
+            files = (model, weights, outputs.model, outputs.weights)
+            page = stack.enter_context(page_target(html, files))
+        file = stack.enter_context(opened_weights(weights, kind, graph, folder))
+        caffemodel = stack.enter_context(file.open())
         if deploy:
             graph = _deployed(graph, caffemodel, input_shapes or {})
         if not allow_extra_weights:
             require_unfolded_pair(graph, caffemodel)
-        kept = frozenset(_kept(graph, name) for name in keep)
+        kept = kept_values(graph, keep)
         job = _Job(
             graph,
             original,
             caffemodel,
             file,
-            kept,
             choices,
             engine_caffe,
             keep if equalize else None,
             check,
             verify,
             threads,
+            page,
         )
-        return _until_computable(job, outputs, dry_run)
+        return until_computable(
+            graph,
+            caffemodel,
+            choices,
+            kept,
+            lambda facts, plan: _carry_out(job, facts, plan, outputs, dry_run),
+        )
+
+
+def read_graph(model: Path, stages: Sequence[str], level: int | None) -> Graph:
+    """The graph of a prototxt in phase TEST, with more stages and maybe another level."""
+    net = read_net(open_prototxt(model))
+    state = State(
+        "TEST",
+        net.state.level if level is None else level,
+        net.state.stages | frozenset(stages),
+    )
+    return build(net, state)
 
 
 def _deployed(graph: Graph, model: Caffemodel, shapes: Mapping[str, Sequence[int]]) -> Graph:
@@ -174,6 +201,11 @@ def _deployed(graph: Graph, model: Caffemodel, shapes: Mapping[str, Sequence[int
     return build(read_net(parse(text, document.path)), graph.state)
 
 
+def kept_values(graph: Graph, names: Sequence[str]) -> frozenset[int]:
+    """The values that are to be kept, by the names of their blobs."""
+    return frozenset(_kept(graph, name) for name in names)
+
+
 def _kept(graph: Graph, name: str) -> int:
     """The final value of a blob name."""
     if name not in graph.last:
@@ -183,15 +215,21 @@ def _kept(graph: Graph, name: str) -> int:
     return graph.last[name]
 
 
-def _until_computable(job: _Job, outputs: Outputs, dry_run: bool) -> Report:
-    """Plan and write; where computing shows that a fold does not fit its number type,
+def until_computable(
+    graph: Graph,
+    model: Caffemodel,
+    choices: Choices,
+    kept: frozenset[int],
+    carry_out: Callable[[Facts, Plan], T],
+) -> T:
+    """Plan and carry out; where computing shows that a fold does not fit its number type,
     plan anew without it. Each turn refuses one layer more, so this ends."""
     blocked: dict[int, Refused] = {}
     while True:
-        facts = Facts(job.graph, job.model, job.choices, blocked)
-        plan = Planner(facts, job.kept).plan()
+        facts = Facts(graph, model, choices, blocked)
+        plan = Planner(facts, kept).plan()
         try:
-            return _carry_out(job, facts, plan, outputs, dry_run)
+            return carry_out(facts, plan)
         except Blocked as found:
             if found.layer_index in blocked:
                 raise CheckError(f"planning does not settle: {found}") from found
@@ -204,6 +242,9 @@ def _carry_out(job: _Job, facts: Facts, plan: Plan, outputs: Outputs, dry_run: b
     report = summary(facts, plan, outputs, Files(job.original, text, job.file.path, size_of(parts)))
     if dry_run and job.equalize is None:
         write_parts(job.model, parts, None, job.threads)
+        if job.page is not None:
+            _write_page(job.page, facts, plan, report)
+            job.page.commit()
         return report
     with temporary_pair(outputs) as pair:
         with open(pair.model, "wb") as prototxt:
@@ -214,10 +255,25 @@ def _carry_out(job: _Job, facts: Facts, plan: Plan, outputs: Outputs, dry_run: b
         equalized = None if job.equalize is None else _equalize(job, job.equalize, pair, graph)
         verified = _verify(job, pair, equalized) if job.verify is not None else None
         after = report.after._replace(weights_bytes=os.path.getsize(pair.weights))
+        report = report._replace(
+            checked=checked, after=after, equalized=equalized, verified=verified
+        )
+        report = report._replace(written=not dry_run, notes=_still_true(report))
+        if job.page is not None:
+            _write_page(job.page, facts, plan, report)
         if not dry_run:
             pair.commit()
-    report = report._replace(checked=checked, after=after, equalized=equalized, verified=verified)
-    return report._replace(written=not dry_run, notes=_still_true(report))
+    if job.page is not None:
+        job.page.commit()
+    return report
+
+
+def _write_page(page: PageTarget, facts: Facts, plan: Plan, report: Report) -> None:
+    from caffe_fold.inspection.inspect import inspected
+    from caffe_fold.page.page import page_of
+
+    inspection = inspected(facts, plan, report.weights, int8=True)
+    page.write(page_of(facts, plan, inspection, report, report.verified))
 
 
 def _equalize(job: _Job, keep: Sequence[str], pair: TemporaryPair, graph: Graph) -> Equalized:

@@ -75,6 +75,10 @@ class EngineMissing(CaffeFoldError):
     """No engine is there that could run the nets; the message says what to install."""
 
 
+class ExtraMissing(CaffeFoldError):
+    """A library of one of the extras is not there; the message says what to install."""
+
+
 def show(name: str, limit: int = 200) -> str:
     """A name from a file, safe in a one-line message: printable and not too long.
 

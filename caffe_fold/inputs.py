@@ -8,7 +8,7 @@ import stat
 from caffe_fold.errors import InputError, Path, show
 from caffe_fold.nets.prototxt import Document, parse
 
-__all__ = ["open_prototxt", "require_inputs"]
+__all__ = ["open_prototxt", "require_inputs", "require_prototxt"]
 
 _HEAD = 4096
 # A prototxt is read whole; the largest seen has 0.4 MB.
@@ -49,11 +49,23 @@ def require_inputs(model: Path, weights: Path) -> str:
             f"{_shown(model)} holds weights and {_shown(weights)} is text: the two arguments "
             "are swapped; give the prototxt as --model and the caffemodel as --weights"
         )
-    if kinds[0] != "text":
-        raise InputError(f"{_shown(model)} is {_SAYS[kinds[0]].format(expected=_PROTOTXT)}")
+    _require_text(model, kinds[0])
     if kinds[1] not in ("binary", "hdf5"):
         raise InputError(f"{_shown(weights)} is {_SAYS[kinds[1]].format(expected=_CAFFEMODEL)}")
     return kinds[1]
+
+
+def require_prototxt(model: Path) -> None:
+    """Check that a path is a text file, as a prototxt is.
+
+    :raises InputError: with what the file really is, and what to do.
+    """
+    _require_text(model, _kind(model, "--model"))
+
+
+def _require_text(model: Path, kind: str) -> None:
+    if kind != "text":
+        raise InputError(f"{_shown(model)} is {_SAYS[kind].format(expected=_PROTOTXT)}")
 
 
 def open_prototxt(path: Path) -> Document:

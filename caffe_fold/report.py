@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from caffe_fold.quantization.result import Equalized
     from caffe_fold.verification.result import Verification
 
-__all__ = ["Absorbed", "Checked", "Counts", "Merged", "Note", "Report", "Stayed"]
+__all__ = ["Absorbed", "Checked", "Counts", "Merged", "Note", "Report", "Stayed", "size_text"]
 
 SCHEMA = 1
 
@@ -152,7 +152,7 @@ def _summary(report: Report) -> list[str]:
         if before or after:
             rows.append((kind, before, after))
     lines.append("; ".join(f"{name} {before} -> {after}" for name, before, after in rows))
-    sizes = f"{_size(report.before.weights_bytes)} -> {_size(report.after.weights_bytes)}"
+    sizes = f"{size_text(report.before.weights_bytes)} -> {size_text(report.after.weights_bytes)}"
     lines.append(f"weights {sizes}")
     if report.checked is not None:
         lines.append(
@@ -169,7 +169,8 @@ def _summary(report: Report) -> list[str]:
     return lines
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
+    """A number of bytes for a person."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

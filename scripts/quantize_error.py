@@ -111,7 +111,7 @@ def run(side: Side, samples: Sequence[Mapping[str, Array]], folder: Path) -> dic
     """
     engine = OpenCV()
     shapes = {name: values.shape for name, values in samples[0].items()}
-    inputs = {v: side.graph.values[v].blob for v in side.sources()}
+    inputs = {v: side.graph.values[v].blob for v in side.graph.sources()}
     inputs = {v: f"in{v}" for v, blob in inputs.items() if blob in shapes}
     keys = {key: shapes[side.graph.values[v].blob] for v, key in inputs.items()}
     layers = tuple(_runnable(side, set(inputs), engine.known() - READOUTS))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 from support import engines
+from support.browser import browser
 from support.command import Call, caller
+
+__all__ = ["browser", "call", "real_caffe"]
 
 
 @pytest.fixture

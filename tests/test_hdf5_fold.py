@@ -11,7 +11,7 @@ from support.compare import assert_same
 from support.evaluate import evaluate
 from support.nets import Net
 
-from caffe_fold import caffe_pb2, fold
+from caffe_fold import caffe_pb2, fold, inspect
 
 h5py = pytest.importorskip("h5py", reason="h5py is not installed")
 
@@ -106,6 +106,17 @@ def test_a_dry_run_leaves_nothing(tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     assert len(fold(model, weights, dry_run=True).folded) == 1
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_inspecting_writes_nothing_beside_the_weights(tmp_path: Path) -> None:
+    model, weights = small_net().write(tmp_path)
+    write_hdf5(weights, tmp_path / "net.caffemodel.h5")
+    names = {path.name for path in tmp_path.iterdir()}
+    found = inspect(model, tmp_path / "net.caffemodel.h5", int8=True)
+    assert {path.name for path in tmp_path.iterdir()} == names
+    assert found.layers == inspect(model, weights).layers
+    assert found.readiness is not None
+    assert found.readiness.layers
 
 
 def test_a_sharer_keeps_its_blobs_when_the_owner_goes(tmp_path: Path) -> None:

@@ -343,7 +343,7 @@ def test_shapes_follow_from_text_and_weights(tmp_path: Path) -> None:
     net.layer("odd", "Odd", "cut", "odd")
     files = net.write(tmp_path)
     with open_side(Files(*files), State(), Choices(), tmp_path) as side:
-        found = infer(side, {})
+        found = infer(side.graph, {})
         shapes = {side.graph.values[value].blob: shape for value, shape in found.items()}
     assert shapes == {
         "data": (2, 3, 17, 12),

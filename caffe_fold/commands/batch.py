@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable
 import click
 
 from caffe_fold.commands.fold_options import fold_options
-from caffe_fold.commands.printing import reader_may_leave
+from caffe_fold.commands.printing import printing_to_reader
 from caffe_fold.commands.verify_options import asked_for
 from caffe_fold.errors import show
 
@@ -172,7 +172,7 @@ def _print_plan(found: Batch) -> int:
     from caffe_fold.batch.run import split
 
     rows, left = split(found, read(found.output))
-    with reader_may_leave():
+    with printing_to_reader():
         for row in rows:
             click.echo(f"unchanged  {show(row.name, 1000)}")
         for task in left:
@@ -193,7 +193,7 @@ def _run(found: Batch, workers: Callable[[int], Workers], report: str | None, qu
     rows = run(found, workers, report, partial(progress, quiet=quiet))
     seconds = time.monotonic() - start
     if not quiet:
-        with reader_may_leave():
+        with printing_to_reader():
             _print_table(rows, len(found.skipped), seconds)
     return 1 if any(row.error for row in rows) else 0
 

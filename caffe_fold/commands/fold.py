@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from caffe_fold.commands.fold_options import fold_options
+from caffe_fold.commands.options import html_option
 from caffe_fold.commands.printing import print_report
 from caffe_fold.commands.verify_options import asked_for
 from caffe_fold.errors import StrictError
@@ -26,6 +27,7 @@ EXAMPLES = f"""\b
 Examples:
   caffe-fold --model deploy.prototxt --weights net.caffemodel
   caffe-fold --model deploy.prototxt --weights net.caffemodel --dry-run
+  caffe-fold inspect --model deploy.prototxt
   caffe-fold verify --model deploy.prototxt --weights net.caffemodel \\
       --folded-model deploy_inference.prototxt --folded-weights net_inference.caffemodel
   caffe-fold demo
@@ -49,6 +51,7 @@ Examples:
     help="Where the folded weights go.  [default: beside --weights, its stem plus _inference]",
 )
 @fold_options
+@html_option
 @click.option("--dry-run", is_flag=True, help="Report what would be done, and write nothing.")
 @click.option("--strict", is_flag=True, help="Exit with 3 if a BatchNorm is left.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")

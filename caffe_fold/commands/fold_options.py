@@ -8,11 +8,11 @@ from caffe_fold.choices import BN_LAYOUTS, BN_VARIANCES, WEIGHTS_DTYPES
 from caffe_fold.commands.options import Command, each, shapes
 from caffe_fold.commands.verify_options import common_options
 
-__all__ = ["fold_options"]
+__all__ = ["fold_options", "plan_options"]
 
 
-def fold_options(command: Command) -> Command:
-    """What is to be folded and how, and how it is proven."""
+def plan_options(command: Command) -> Command:
+    """What is to be folded, and what the files do not say of it."""
     return each(
         click.option(
             "--stage", "stages", multiple=True, help="A stage of the net's state; repeatable."
@@ -56,6 +56,13 @@ def fold_options(command: Command) -> Command:
             is_flag=True,
             help="Go on where the weights have a BatchNorm that the prototxt lacks.",
         ),
+    )(command)
+
+
+def fold_options(command: Command) -> Command:
+    """What is to be folded and how, and how it is proven."""
+    return each(
+        plan_options,
         click.option(
             "--deploy",
             is_flag=True,

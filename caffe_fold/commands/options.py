@@ -8,7 +8,7 @@ import click
 
 from caffe_fold.errors import show
 
-__all__ = ["Command", "each", "shapes"]
+__all__ = ["Command", "each", "html_option", "shapes"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -34,3 +34,10 @@ def each(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
         return command
 
     return decorate
+
+
+html_option = click.option(
+    "--html",
+    metavar="FILE",
+    help="Write a page that shows the net, its folds, and how ready it is for int8.",
+)

@@ -13,25 +13,26 @@ import click
 if TYPE_CHECKING:
     from caffe_fold.report import Report
 
-__all__ = ["print_report", "reader_may_leave"]
+__all__ = ["print_report", "printing_to_reader"]
 
 
 def print_report(report: Report, as_json: bool, quiet: bool) -> None:
     """The report on standard output; its warnings on standard error."""
-    with reader_may_leave():
-        _print_to_reader(report, as_json, quiet)
+    with printing_to_reader():
+        _print(report, as_json, quiet)
 
 
 @contextlib.contextmanager
-def reader_may_leave() -> Iterator[None]:
-    """Print to a reader that may be gone; the files are written all the same."""
+def printing_to_reader() -> Iterator[None]:
+    """A reader of our output who is gone is no error: the work is done all the same."""
     try:
         yield
+        sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _print_to_reader(report: Report, as_json: bool, quiet: bool) -> None:
+def _print(report: Report, as_json: bool, quiet: bool) -> None:
     if as_json:
         import json
 

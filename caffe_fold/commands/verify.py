@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from caffe_fold.commands.options import html_option
 from caffe_fold.commands.verify_options import common_options, input_options
 from caffe_fold.errors import InputError, show
 
@@ -44,6 +45,7 @@ _ROUNDS = 15
 @click.option("--stage", "stages", multiple=True, help="A stage of the nets' state; repeatable.")
 @click.option("--level", type=int, help="The level of the nets' state.")
 @click.option("--time", "is_timed", is_flag=True, help="Time forward passes of both nets, too.")
+@html_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--quiet", is_flag=True, help="Print nothing but a blob that differs.")
 def verify(is_timed: bool, as_json: bool, quiet: bool, report: str | None, **options: Any) -> int:

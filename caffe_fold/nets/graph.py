@@ -43,6 +43,15 @@ class Graph(NamedTuple):
     sharers: dict[str, tuple[tuple[int, int], ...]]
     name_counts: Counter[str]
 
+    def sources(self) -> list[int]:
+        """The values that come from outside: net-level inputs, tops of layers without
+        bottoms, and what nothing produces."""
+        return [
+            index
+            for index, value in enumerate(self.values)
+            if value.producer is None or not self.layers[value.producer].bottoms
+        ]
+
     def shared_params(self, layer: int) -> list[tuple[int, str]]:
         """The (blob index, param name) pairs of a layer that it shares with another
         use; a name that occurs once in the net is no sharing."""

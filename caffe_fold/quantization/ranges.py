@@ -9,11 +9,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from caffe_fold.layers.linear import Layout
 from caffe_fold.planning.facts import LinearLayer
 from caffe_fold.weights.caffemodel import Caffemodel
 from caffe_fold.writing.arithmetic import blocks
 
-__all__ = ["output_ranges"]
+__all__ = ["keep_largest", "output_ranges"]
 
 Array = NDArray[np.float64]
 
@@ -26,10 +27,15 @@ def output_ranges(model: Caffemodel, layer: LinearLayer) -> Array:
         start = row * layout.cols + col
         values = model.values(layer.weight, start, start + rows * cols)
         sizes = np.abs(values.astype(np.float64)).reshape(rows, cols)
-        if layout.kind == "transposed":
-            place = found[col : col + cols]
-            np.maximum(place, sizes.max(axis=0), out=place)
-        else:
-            outputs = layout.output_of(np.arange(row, row + rows))
-            np.maximum.at(found, outputs, sizes.max(axis=1))
+        keep_largest(found, layout, sizes, row, col)
     return found
+
+
+def keep_largest(ranges: Array, layout: Layout, sizes: Array, row: int, col: int) -> None:
+    """Raise ranges (N,) to the sizes of a block, which begins at a row and column."""
+    if layout.kind == "transposed":
+        place = ranges[col : col + sizes.shape[1]]
+        np.maximum(place, sizes.max(axis=0), out=place)
+    else:
+        outputs = layout.output_of(np.arange(row, row + sizes.shape[0]))
+        np.maximum.at(ranges, outputs, sizes.max(axis=1))

@@ -48,7 +48,7 @@ def parts(
     known: frozenset[str],
 ) -> Section:
     """Both nets without the layers whose type an engine does not know."""
-    inferred = infer(a, shapes)
+    inferred = infer(a.graph, shapes)
     graph = a.graph
     cut: set[int] = set()
     made: dict[int, Shape] = {}
@@ -86,7 +86,7 @@ def _section(
         pair.folded: keys[pair.original] for pair in matching.pairs if pair.original in made
     }
     blobs = {a.graph.values[value].blob: value for value in shapes}
-    for value in b.sources():
+    for value in b.graph.sources():
         blob = b.graph.values[value].blob
         if blob in blobs:
             inputs_b[value] = keys[blobs[blob]]
@@ -112,7 +112,7 @@ def _section(
 
 def folds_alone(a: Side, b: Side, folds: Sequence[Pair], shapes: Mapping[int, Shape]) -> Section:
     """Folds, each on an input of its own, but for those for which none could be made."""
-    inferred = infer(a, shapes)
+    inferred = infer(a.graph, shapes)
     layers_a: dict[int, None] = {}
     inputs_a: dict[int, str] = {}
     inputs_b: dict[int, str] = {}

@@ -63,7 +63,7 @@ def input_shapes(side: Side, given: Mapping[str, Shape]) -> dict[int, Shape]:
     :raises InputError: where an input has no shape, or a shape is given for no input.
     """
     graph = side.graph
-    names = {graph.values[value].blob: value for value in side.sources()}
+    names = {graph.values[value].blob: value for value in graph.sources()}
     for blob in given:
         if blob not in graph.last:
             hint = closest(blob, names)
@@ -71,9 +71,9 @@ def input_shapes(side: Side, given: Mapping[str, Shape]) -> dict[int, Shape]:
     found: dict[int, Shape] = {}
     batch = next((shape[0] for shape in given.values()), 1)
     orphans = set(side.orphans())
-    for value in side.sources():
+    for value in graph.sources():
         blob = graph.values[value].blob
-        shape = given.get(blob) or stated(side, value)
+        shape = given.get(blob) or stated(graph, value)
         if shape is None or min(shape, default=1) < 1:
             shape = _of_data_layer(side, value, batch) or _of_inner_product(side, value, batch)
         if shape is not None:

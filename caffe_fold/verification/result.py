@@ -9,6 +9,7 @@ from typing import Any
 from caffe_fold.errors import show
 
 __all__ = ["BlobResult", "Coverage", "Skipped", "Timing", "Verification"]
+__all__ += ["coverage_lines"]
 
 SCHEMA = 1
 _ROWS = 20
@@ -180,9 +181,15 @@ def _row(blob: BlobResult) -> str:
 
 
 def _summary(result: Verification) -> list[str]:
-    cover = result.coverage
     lines = [f"FAIL  {sentence}" for sentence in result.differences]
     lines += [f"note  {note}" for note in result.notes]
+    lines += coverage_lines(result)
+    return [*lines, f"{'PASS' if result.passed else 'FAIL'}: {result.verdict}"]
+
+
+def coverage_lines(result: Verification) -> list[str]:
+    """How much was compared, what was not run, and the times."""
+    cover, lines = result.coverage, []
     if result.how == "parts":
         lines.append(
             f"covered {cover.compared} of {cover.layers} layers of the folded net: "
@@ -200,4 +207,4 @@ def _summary(result: Verification) -> list[str]:
             f"({timing.ratio:.2f}x), median of {timing.rounds}; layers "
             f"{timing.original_layers} -> {timing.folded_layers}"
         )
-    return [*lines, f"{'PASS' if result.passed else 'FAIL'}: {result.verdict}"]
+    return lines

@@ -50,6 +50,7 @@ def verify(
     assume_global_stats: bool = False,
     bn_layout: str | None = None,
     bn_variance: str = "var",
+    html: Path | None = None,
 ) -> Verification:
     """Run a net and the net folded from it in an engine, and compare their blobs.
 
@@ -84,9 +85,12 @@ def verify(
     :param assume_global_stats: as for ``fold``.
     :param bn_layout: as for ``fold``.
     :param bn_variance: as for ``fold``.
+    :param html: where a page goes that shows the net, the blobs, and what folding does.
     :returns: each blob's difference, worst first, and whether all pass.
     :raises InputError: if a file is not what it has to be, or an input does not fit.
     :raises EngineMissing: if no engine is there; the message says what to install.
+    :raises OutputError: if the page cannot be written.
+    :raises ExtraMissing: if a page was asked for and what makes it is not installed.
     """
     shapes = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
     means = None if mean is None else tuple(mean)
@@ -98,13 +102,25 @@ def verify(
     state = State("TEST", level or 0, frozenset(stages))
     pairs = (Files(model, weights), Files(folded_model, folded_weights))
     with contextlib.ExitStack() as stack:
+        page = None
+        if html is not None:
+            from caffe_fold.page.target import page_target
+
+            files = (model, weights, folded_model, folded_weights, input)
+            page = stack.enter_context(page_target(html, files))
         folder = stack.enter_context(_folder())
         original, folded = (
             stack.enter_context(open_side(files, state, choices, folder)) for files in pairs
         )
         _require_blobs(folded, skip)
         session = Session(original, folded, wanted, tolerance, tuple(skip), folder)
-        return _verify(session, engines, rounds)
+        result = _verify(session, engines, rounds)
+        if page is not None:
+            from caffe_fold.page.page import verification_page
+
+            page.write(verification_page(original, folded, choices, result))
+            page.commit()
+        return result
 
 
 # How an engine's refusal begins where it lacks a layer, and no input would help.

@@ -104,7 +104,7 @@ def _inputs(session: Session, section: Section, name: str, sample: int) -> dict[
     """What goes into a section, by key. The nets' own inputs are the user's; what a cut
     made an input is random. Folds alone have none of the nets' own."""
     graph = session.a.graph
-    sources = set(session.a.sources()) if name != "fold" else set()
+    sources = set(session.a.graph.sources()) if name != "fold" else set()
     keys = section.original.inputs
     own = {graph.values[v].blob: k for v, k in keys.items() if v in sources}
     labels = [blob for blob, key in own.items() if len(section.shapes[key]) == 1]

@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Optional
 
+from caffe_fold.nets.graph import Graph
 from caffe_fold.nets.net import Layer
 from caffe_fold.verification.fields import Fields, fields_of
-from caffe_fold.verification.sides import Side
 
 __all__ = ["Shape", "infer", "stated"]
 
@@ -30,9 +30,8 @@ _SAME = frozenset(
 _CONVOLUTIONS = frozenset(("Convolution", "DepthwiseConvolution", "ConvolutionDepthwise"))
 
 
-def stated(side: Side, value: int) -> Shape | None:
+def stated(graph: Graph, value: int) -> Shape | None:
     """The shape that the text gives an input, or None."""
-    graph = side.graph
     found = graph.values[value]
     if found.producer is None:
         return dict(graph.net.inputs).get(found.blob)
@@ -45,28 +44,41 @@ def stated(side: Side, value: int) -> Shape | None:
     return None
 
 
-def infer(side: Side, given: Mapping[int, Shape]) -> dict[int, Shape]:
-    """The shapes of all values that follow from some; ``given`` goes before all else."""
-    graph = side.graph
+def infer(
+    graph: Graph, given: Mapping[int, Shape], otherwise: Shape | None = None
+) -> dict[int, Shape]:
+    """The shapes of all values that follow from some; ``given`` goes before all else, and
+    ``otherwise`` is taken where nothing tells the shape."""
     found = dict(given)
-    for value in side.sources():
-        shape = stated(side, value)
-        if shape and all(dim > 0 for dim in shape):
+    for value in graph.sources():
+        shape = stated(graph, value)
+        if shape is None or not all(dim > 0 for dim in shape):
+            shape = otherwise
+        if shape:
             found.setdefault(value, shape)
     for at, tops in enumerate(graph.tops):
         bottoms = [found.get(value) for value in graph.bottoms[at]]
         if not bottoms:
             continue
-        for value, shape in zip(tops, _tops(side, graph.layers[at], bottoms)):
-            if shape is not None and all(dim > 0 for dim in shape):
+        for value, shape in zip(tops, _tops(graph, graph.layers[at], bottoms)):
+            if shape is None or not all(dim > 0 for dim in shape):
+                shape = otherwise
+            if shape is not None:
                 found.setdefault(value, shape)
     return found
 
 
-def _tops(side: Side, layer: Layer, bottoms: Shapes) -> Shapes:
-    """The shapes of a layer's tops."""
+def _tops(graph: Graph, layer: Layer, bottoms: Shapes) -> Shapes:
+    """The shapes of a layer's tops, which parameters that make no sense do not tell."""
+    try:
+        return _by_rule(graph, layer, bottoms)
+    except (ArithmeticError, LookupError):
+        return [None] * len(layer.tops)
+
+
+def _by_rule(graph: Graph, layer: Layer, bottoms: Shapes) -> Shapes:
     first, count = bottoms[0], len(layer.tops)
-    fields = fields_of(side.graph.net.document, layer)
+    fields = fields_of(graph.net.document, layer)
     if layer.type in _SAME:
         return [first] * count
     if layer.type == "Eltwise":
@@ -74,7 +86,7 @@ def _tops(side: Side, layer: Layer, bottoms: Shapes) -> Shapes:
     if layer.type == "Axpy":
         return [next((shape for shape in bottoms[1:] if shape), None)]
     if layer.type in _CONVOLUTIONS or layer.type == "Deconvolution":
-        return [_convolved(side, layer, fields, shape) for shape in bottoms]
+        return [_convolved(layer, fields, shape) for shape in bottoms]
     if layer.type == "Slice":
         return _sliced(fields.message("slice_param"), first, count)
     if first is None or layer.type not in _RULES:
@@ -87,7 +99,7 @@ def _tops(side: Side, layer: Layer, bottoms: Shapes) -> Shapes:
 # ---- One rule a type ----
 
 
-def _convolved(side: Side, layer: Layer, fields: Fields, bottom: Shape | None) -> Shape | None:
+def _convolved(layer: Layer, fields: Fields, bottom: Shape | None) -> Shape | None:
     if bottom is None or len(bottom) < 3:
         return None
     message = fields.message("convolution_param")

@@ -57,20 +57,12 @@ class Side:
         """Whether the state leaves out no layer of the file."""
         return len(self.graph.layers) == len(self.graph.net.layers)
 
-    def sources(self) -> list[int]:
-        """The values that come from outside: net-level inputs, tops of layers without
-        bottoms, and what nothing produces."""
-        found = []
-        for index, value in enumerate(self.graph.values):
-            at = value.producer
-            if at is None or not self.graph.layers[at].bottoms:
-                found.append(index)
-        return found
-
     def orphans(self) -> list[int]:
         """The values that nothing produces and that are no inputs of the net."""
         count = len(self.graph.net.inputs)
-        return [i for i in self.sources() if self.graph.values[i].producer is None and i >= count]
+        return [
+            i for i in self.graph.sources() if self.graph.values[i].producer is None and i >= count
+        ]
 
     @property
     def has_doubles(self) -> bool:

@@ -42,8 +42,8 @@ class _Comparison:
 
     def _add_sources(self) -> None:
         """Values from outside stand for those of the same name."""
-        names = {self.a.graph.values[v].blob: v for v in self.a.sources()}
-        for value in self.b.sources():
+        names = {self.a.graph.values[v].blob: v for v in self.a.graph.sources()}
+        for value in self.b.graph.sources():
             blob = self.b.graph.values[value].blob
             if blob in names:
                 self.values[value] = names[blob]
@@ -58,11 +58,11 @@ class _Comparison:
 
     def _input_shapes(self) -> Iterator[str]:
         """An input that both nets have must have one shape. Data layers have none."""
-        sources = {self.a.graph.values[v].blob: v for v in self.a.sources()}
-        for value in self.b.sources():
+        sources = {self.a.graph.values[v].blob: v for v in self.a.graph.sources()}
+        for value in self.b.graph.sources():
             blob = self.b.graph.values[value].blob
             if blob in sources:
-                shapes = [stated(self.a, sources[blob]), stated(self.b, value)]
+                shapes = [stated(self.a.graph, sources[blob]), stated(self.b.graph, value)]
                 if None not in shapes and shapes[0] != shapes[1]:
                     yield (
                         f"the input '{show(blob)}' has the shape {shapes[0]} and in the folded "

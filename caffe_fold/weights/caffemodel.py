@@ -112,12 +112,16 @@ class Entry(NamedTuple):
     is_v0: bool = False
 
 
-class Caffemodel(NamedTuple):
+class Caffemodel:
     """An open, indexed caffemodel. Use it as a context manager."""
 
-    source: wire.Source
-    entries: tuple[Entry, ...]
-    by_name: dict[str, tuple[Entry, ...]]
+    def __init__(
+        self,
+        source: wire.Source,
+        entries: tuple[Entry, ...],
+        by_name: dict[str, tuple[Entry, ...]],
+    ) -> None:
+        self.source, self.entries, self.by_name = source, entries, by_name
 
     @classmethod
     def open(cls, path: Path, may_be_empty: bool = False) -> Caffemodel:

@@ -16,7 +16,8 @@ from typing import NamedTuple
 from caffe_fold.errors import OutputError, Path, show
 from caffe_fold.writing.lock import hidden, locked
 
-__all__ = ["Outputs", "TemporaryPair", "resolve_outputs", "temporary_pair"]
+__all__ = ["Outputs", "TemporaryPair", "require_place", "resolve_outputs", "temporary_file"]
+__all__ += ["temporary_pair"]
 
 
 class Outputs(NamedTuple):
@@ -39,7 +40,7 @@ def resolve_outputs(
         os.fspath(output_weights) if output_weights is not None else _beside(weights),
     )
     for path in (outputs.model, outputs.weights):
-        _require_place(path)
+        require_place(path)
         for given in (model, weights):
             if os.path.exists(path) and os.path.samefile(path, given):
                 raise OutputError(
@@ -62,8 +63,17 @@ def _real(path: str) -> str:
     return os.path.normcase(os.path.realpath(path))
 
 
-def _require_place(path: str) -> None:
+def require_place(path: str) -> None:
+    """Raise OutputError where a file cannot come under a path, or must not."""
     shown = show(path, 1000)
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # told of below
+    except (OSError, ValueError) as error:
+        # A name that is too long, or has a zero byte in it.
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OutputError(f"{shown} cannot be written: {reason}") from None
     if not os.path.basename(path) or os.path.isdir(path):
         raise OutputError(f"{shown} is a folder; give the output file's path")
     folder = os.path.dirname(path) or os.curdir
@@ -106,7 +116,7 @@ def temporary_pair(outputs: Outputs) -> Iterator[TemporaryPair]:
         with contextlib.ExitStack() as stack:
             # In one order for all runs, or two of them could refuse each other.
             locks = {path: stack.enter_context(locked(path)) for path in sorted(outputs)}
-            made = [stack.enter_context(_temporary(path, locks[path])) for path in outputs]
+            made = [stack.enter_context(temporary_file(path, locks[path])) for path in outputs]
             yield TemporaryPair(outputs, *made)
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else outputs.weights
@@ -114,7 +124,7 @@ def temporary_pair(outputs: Outputs) -> Iterator[TemporaryPair]:
 
 
 @contextlib.contextmanager
-def _temporary(path: str, is_locked: bool) -> Iterator[str]:
+def temporary_file(path: str, is_locked: bool) -> Iterator[str]:
     """A new empty file beside an output, gone at the end if it still has its name. Not by
     ``tempfile``, whose files are private: this one is to have the mode of any new file."""
     name = hidden(path, "tmp" if is_locked else f"{os.urandom(6).hex()}.tmp")

@@ -11,7 +11,7 @@ import numpy as np
 
 from caffe_fold.threads import each
 from caffe_fold.weights.caffemodel import Caffemodel
-from caffe_fold.writing.entries import Bytes, Parts, Piece, Span, Values
+from caffe_fold.writing.entries import Bytes, Parts, Piece, Span, Values, size_of
 
 __all__ = ["write_parts"]
 
@@ -32,16 +32,23 @@ class _Job(NamedTuple):
 def write_parts(
     model: Caffemodel, parts: Parts, path: str | None, threads: int | None = None
 ) -> None:
-    """Write parts one behind another; without a path only compute their values.
+    """Write parts one behind another as all of a file; without a path only compute their
+    values.
 
     The pieces of a part are computed in their order, parts by up to ``threads`` threads.
     """
     if path is None:
         each(_compute, [part for part in parts if _values(part)], threads)
         return
-    with open(path, "wb") as file:
-        target = file.fileno()
+    # Not "wb": a file that was cut to nothing is written out to the disk when it is closed, by
+    # ext4 (auto_da_alloc) among others, and the next step would wait for that.
+    target = os.open(path, os.O_CREAT | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
+    try:
         each(lambda job: _write(model, job, target), list(_jobs(parts)), threads)
+        if os.fstat(target).st_size > size_of(parts):
+            os.ftruncate(target, size_of(parts))
+    finally:
+        os.close(target)
 
 
 def _values(part: Sequence[Piece]) -> list[Values]:
@@ -125,21 +132,23 @@ def _data(model: Caffemodel, piece: Piece) -> Iterator[bytes | memoryview]:
 def _write_all(target: int, data: bytes | bytearray | memoryview, at: int) -> int:
     """Write bytes; gives the place behind them."""
     view = memoryview(data)
-    while view:
-        written = _pwrite(target, view, at)
-        view, at = view[written:], at + written
+    with _ONE_AT_A_TIME:
+        while view:
+            written = _pwrite(target, view, at)
+            view, at = view[written:], at + written
     return at
 
 
-_LOCK = threading.Lock()
+# The kernel lets one thread at a time write to a file, and others wait in it and spin: two
+# that copy take half as long again as one.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def _pwrite(descriptor: int, data: memoryview, at: int) -> int:
     if hasattr(os, "pwrite"):
         return os.pwrite(descriptor, data, at)
-    with _LOCK:
-        os.lseek(descriptor, at, os.SEEK_SET)
-        return os.write(descriptor, data)
+    os.lseek(descriptor, at, os.SEEK_SET)
+    return os.write(descriptor, data)
 
 
 def _copy(model: Caffemodel, span: Span, target: int, at: int) -> None:
@@ -156,9 +165,10 @@ def _copy_by_kernel(source: int, span: Span, target: int, at: int) -> int:
     start = span.start
     while start < span.end and hasattr(os, "copy_file_range"):
         try:
-            copied = os.copy_file_range(
-                source, target, span.end - start, start, at + start - span.start
-            )
+            with _ONE_AT_A_TIME:
+                copied = os.copy_file_range(
+                    source, target, span.end - start, start, at + start - span.start
+                )
         except OSError:
             # Not every pair of file systems can; a full disk will say so again.
             return start
