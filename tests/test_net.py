@@ -385,11 +385,16 @@ def test_an_input_dim_that_is_no_number_is_located(value: str) -> None:
     [
         ("layer { param: 'w' }", "'param' takes a message in braces"),
         ("layers { param { name: 'w' } }", "'param' takes a string in quotes"),
+        ("layers { type { type: BN } }", "'type' takes a word"),
     ],
 )
-def test_param_is_a_message_in_a_layer_and_a_name_in_an_older_one(text: str, message: str) -> None:
+def test_a_field_of_the_wrong_kind_is_refused(text: str, message: str) -> None:
     with pytest.raises(PrototxtError, match=message):
         net_of(text)
+
+
+def test_a_layer_before_v1_has_no_params() -> None:
+    assert layer_of("layer { param { name: 'w' } param: 'x' }", "layers").params == ()
 
 
 def test_an_enums_number_of_thousands_of_digits_is_an_unknown_one() -> None:

@@ -198,14 +198,16 @@ def _type(document: Document, fields: tuple[Field, ...], version: int) -> str:
         return ""
     if version != 1:
         return string_value(document, field)
+    if field.fields is not None:
+        raise document.error(field.value_start, "'type' takes a word, such as CONVOLUTION")
     raw = document.value(field).strip("\"'")
     return _V1_TYPES.get(raw, "".join(word.capitalize() for word in raw.split("_")))
 
 
 def _params(document: Document, fields: tuple[Field, ...], version: int) -> tuple[str, ...]:
     names = []
-    for field in fields:
-        if field.name == "param" and version < 2:
+    for field in fields if version else ():  # before V1 there were none
+        if field.name == "param" and version == 1:
             names.append(string_value(document, field))
         elif field.name == "param":
             if field.fields is None:
