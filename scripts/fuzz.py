@@ -223,7 +223,10 @@ def _guided(options: Any) -> int:
         return 2
     with atheris.instrument_imports(include=["caffe_fold"]):
         target = importlib.import_module(f"fuzzing.{options.target}")
-    from fuzzing.outcome import judged
+        from fuzzing.outcome import judged
+
+        # What is imported only when it is used is to be watched too.
+        judged(target.check, target.from_bytes(target.corpus()[0]))
 
     def mutate(data: bytes, size: int, seed: int) -> bytes:
         return bytes(target.again(data, Random(seed))[:size])

@@ -167,7 +167,7 @@ def _unescape(match: re.Match[bytes]) -> bytes:
 
 def _string(quoted: str) -> str:
     # Escapes name bytes, and several of them may make up one UTF-8 character.
-    raw = _ESCAPE.sub(_unescape, quoted[1:-1].encode())
+    raw = _ESCAPE.sub(_unescape, quoted[1:-1].encode("utf-8", "surrogateescape"))
     return raw.decode("utf-8", "surrogateescape")
 
 
