@@ -8,6 +8,10 @@ from typing import ClassVar, Union
 Path = Union[str, "os.PathLike[str]"]
 
 
+# Room for two paths of the longest kind and a sentence.
+_LONGEST = 10_000
+
+
 class CaffeFoldError(Exception):
     """Base of all errors that this package raises on purpose.
 
@@ -16,6 +20,10 @@ class CaffeFoldError(Exception):
     """
 
     exit_code: ClassVar[int] = 2
+
+    def __init__(self, message: str) -> None:
+        # What a file holds may get into any message, and a file may hold anything.
+        super().__init__(show(message[: _LONGEST + 1], _LONGEST))
 
 
 class InputError(CaffeFoldError):

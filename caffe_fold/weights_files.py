@@ -45,7 +45,7 @@ class BinaryWeights(NamedTuple):
 
     def reopen(self, target: str, graph: Graph) -> Caffemodel:
         """What was written, read again."""
-        return Caffemodel.open(target)
+        return Caffemodel.open(target, may_be_empty=True)
 
 
 class Hdf5Weights(NamedTuple):
@@ -79,7 +79,7 @@ class Hdf5Weights(NamedTuple):
             return
         new = os.path.join(self.scratch, "new.caffemodel")
         write_parts(model, parts, new, threads)
-        with Caffemodel.open(new) as folded:
+        with Caffemodel.open(new, may_be_empty=True) as folded:
             promoted = self.owners.keys() - _owners(graph).keys()
             from_caffemodel(self.path, model, folded, target, promoted)
 
@@ -92,7 +92,7 @@ class Hdf5Weights(NamedTuple):
         again = self._opened(target, "again.caffemodel", _owners(graph))
         new = os.path.join(self.scratch, "new.caffemodel")
         if os.path.exists(new):
-            with Caffemodel.open(new) as planned:
+            with Caffemodel.open(new, may_be_empty=True) as planned:
                 _require_same(planned, again, graph)
         return again
 

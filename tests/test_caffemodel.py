@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 import tracemalloc
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,13 @@ def test_raw_data(code: int, dtype: str, storage: Storage, tmp_path: Path) -> No
     assert (blob.form, blob.storage, values) == (Form.RAW_DATA, storage, [1.5, -2.25])
 
 
+def test_values_of_no_length_are_none(tmp_path: Path) -> None:
+    raw = number(10, 1) + length_field(12, struct.pack("<2f", 1, 2))
+    for data in (length_field(8, b"") + floats(1, 2), floats() + raw):
+        blob, values = the_blob(data + shape(2), tmp_path)
+        assert (blob.problem, values) == ("", [1, 2])
+
+
 def test_of_raw_data_given_twice_the_last_counts(tmp_path: Path) -> None:
     twice = length_field(12, b"\0" * 8) + length_field(12, struct.pack("<f", 3))
     _, values = the_blob(number(10, 0) + number(10, 1) + twice + shape(1), tmp_path)
@@ -286,6 +294,13 @@ def test_blobs_of_another_wire_type_are_unknown_as_in_protobuf(size: int, tmp_pa
 def test_what_is_no_caffemodel_is_refused(data: bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(CaffemodelError, match=message):
         opened(data, tmp_path)
+
+
+def test_a_signalling_nan_is_read_without_a_warning(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, values = the_blob(length_field(5, b"\x01\x00\x80\x7f") + shape(1), tmp_path)
+    assert np.isnan(values).all()
 
 
 def test_same_values_are_the_same_bit_by_bit(tmp_path: Path) -> None:

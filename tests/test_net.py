@@ -154,6 +154,7 @@ def test_two_formats_in_one_file_are_refused() -> None:
         ),
         ('input: ["a", "b"] input_shape { dim: 5 }', (("a", (5,)), ("b", None))),
         ('input: "a" input_dim: 1 input_dim: 3', (("a", None),)),
+        ('input: "a" input_dim: [010, 0x10, 1, 1]', (("a", (8, 16, 1, 1)),)),
     ],
 )
 def test_net_level_inputs(
@@ -254,6 +255,15 @@ def test_any_include_rule_suffices_and_any_exclude_rule_drops(
 def test_both_kinds_of_rules_in_one_layer_are_fatal() -> None:
     net = net_of('\nlayer { name: "x" include { } exclude { } }')
     with pytest.raises(PrototxtError, match=r"net\.prototxt:2:1: layer 'x' has both"):
+        selected(net, TEST)
+
+
+@pytest.mark.parametrize("phase", ["VALIDATION", "2", "inner_product_param"])
+@pytest.mark.parametrize("kind", ["include", "exclude"])
+def test_a_phase_that_caffe_lacks_is_refused_in_a_rule(kind: str, phase: str) -> None:
+    """Left out, it would make a rule that is met in every state."""
+    net = net_of(f"layer {{\n {kind} {{ phase: {phase} }} }}")
+    with pytest.raises(PrototxtError, match=rf"net\.prototxt:2:19: found '{phase}'; 'phase' is"):
         selected(net, TEST)
 
 
@@ -363,6 +373,36 @@ def test_a_malformed_field_that_every_layer_has_is_located(
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("value", ["x", "1.5", "'1'", "{ }", "09", "2147483648", "9" * 5000])
+def test_an_input_dim_that_is_no_number_is_located(value: str) -> None:
+    with pytest.raises(PrototxtError) as caught:
+        net_of(f"layer {{ }}\ninput_dim: 1\ninput_dim: {value}")
+    assert str(caught.value).startswith("net.prototxt:3:12: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("layer { param: 'w' }", "'param' takes a message in braces"),
+        ("layers { param { name: 'w' } }", "'param' takes a string in quotes"),
+        ("layers { type { type: BN } }", "'type' takes a word"),
+    ],
+)
+def test_a_field_of_the_wrong_kind_is_refused(text: str, message: str) -> None:
+    with pytest.raises(PrototxtError, match=message):
+        net_of(text)
+
+
+def test_a_layer_before_v1_has_no_params() -> None:
+    assert layer_of("layer { param { name: 'w' } param: 'x' }", "layers").params == ()
+
+
+def test_an_enums_number_of_thousands_of_digits_is_an_unknown_one() -> None:
+    net = net_of(f"layer {{ convolution_param {{ engine: {'9' * 5000} }} }}")
+    parsed = net.parsed(net.layers[0], "convolution_param", caffe_pb2.ConvolutionParameter)
+    assert len(parsed.unknown) == 1
+
+
 def test_a_rule_with_a_wrong_value_is_located() -> None:
     net = net_of("layer {\n include { min_level: x } }")
     with pytest.raises(PrototxtError, match=r"net\.prototxt:2:23: in 'include'"):
@@ -383,6 +423,14 @@ def test_a_solver_is_named_with_the_net_that_it_trains() -> None:
 def test_a_text_without_layers_is_no_net(text: str, found: str) -> None:
     with pytest.raises(InputError, match=f"not a net: it has no 'layer' field .*{found}"):
         net_of(text)
+
+
+def test_the_message_on_a_text_of_another_kind_is_one_short_line() -> None:
+    for text in (f"{'x' * 1_000_000}: 1", "[\na]: 1", "base_lr: 1 net: 'a'\n'b'"):
+        with pytest.raises(InputError) as caught:
+            net_of(text)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 300
 
 
 def test_a_layer_for_a_message_is_named_with_its_line() -> None:

@@ -283,3 +283,19 @@ def test_identity_between_two_linear_layers_lets_them_be(tmp_path: Path) -> None
     assert [b.values.tolist() for b in done.blobs("conv1")] == [
         np.float32(b).reshape(-1).tolist() for b in net.layers[1].blobs
     ]
+
+
+@pytest.mark.parametrize("line", [True, False])
+def test_a_scale_param_that_meant_nothing_gives_way(line: bool, tmp_path: Path) -> None:
+    """Caffe lets a layer have another type's parameters, and does not look at them."""
+    net = Net("strange")
+    net.input("data", (1, C, 4, 4))
+    net.relu("relu", "data", "x")
+    net.power("power", "x", -0.5, 0.25, 1.0, "y")
+    bias = net.bias("bias", "y", C, "z", extra="scale_param { axis: 2 }")
+    if line:
+        bias.text = bias.text.replace("\n", " ")
+    net.relu("last", "z", "last")
+    done = fold_net(net, tmp_path)
+    assert done.types["Scale"] == 1
+    assert done.text.count("scale_param") == 1

@@ -14,7 +14,7 @@ from support import prototext
 
 from caffe_fold import caffe_pb2
 from caffe_fold.errors import PrototxtError
-from caffe_fold.nets.net import read_net
+from caffe_fold.nets.net import State, read_net, selected
 from caffe_fold.nets.prototxt import (
     Document,
     Edit,
@@ -326,7 +326,6 @@ SPELLINGS = [
     "weight_filler: 3",
     "weight_filler { type: x }",
     "weight_filler { value: 'x' }",
-    "weight_filler { value: 09 }",
     "axis: 09",
 ]
 
@@ -429,6 +428,42 @@ def test_an_error_says_where_and_what_was_expected(text: bytes, place: str, mess
     assert message in str(caught.value)
     assert f"{caught.value.line}:{caught.value.column}" == place
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\x0e",
+        b"a\x00",
+        b"a: \x1b[31m",
+        b"a \x85",
+        b"[\na]: $",
+        b"a: 1\n[ # c\n x ] {",
+        b"x" * 1_000_000 + b" $",
+        b"x" * 1_000_000 + b" {",
+        b"layer { name: " + b"x" * 1_000_000 + b" }",
+        b"layer { name: {\n} }",
+        b"layer { name: '\\\x07' }",
+        b"layer { phase: " + b"x" * 1_000_000 + b" }",
+        b"layer { loss_weight: '" + b"x" * 1_000_000 + b"' }",
+        b"layer { include { min_level: '" + b"x" * 1_000_000 + b"' } }",
+    ],
+    ids=lambda text: repr(text[:30]),
+)
+def test_an_error_is_one_printable_line_whatever_the_text_holds(text: bytes) -> None:
+    with pytest.raises(PrototxtError) as caught:
+        selected(read_net(parse(text)), State())
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 11_000
+
+
+@pytest.mark.parametrize("number", ["09", "-09", "00.5", "08e1", "010f"])
+def test_a_number_with_a_zero_in_front_is_octal_or_none(number: str) -> None:
+    """As the tokenizer of protobuf in C++ has it, which reads Caffe's nets."""
+    with pytest.raises(PrototxtError, match="expected a value for 'a'"):
+        parse(f"a: {number}".encode())
+    for good in ("0", "010", "0.5", "0.", "0f", "0e5", "00"):
+        assert parse(f"a: {good}".encode()).fields
 
 
 def test_lines_are_those_of_an_editor() -> None:

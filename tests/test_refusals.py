@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from folding import Folded, fold_net
 from support.nets import Net, NetLayer
 from support.wire import BlobFormat
+
+import caffe_fold
 
 C, N = 3, 4
 
@@ -106,6 +109,36 @@ def test_blobs_that_are_not_finite(value: float, tmp_path: Path) -> None:
     done = fold_net(net, tmp_path)
     assert done.is_unchanged
     _assert_stays(done, "scale", "not-finite", "finite")
+
+
+def test_a_factor_whose_inverse_is_not_finite(tmp_path: Path) -> None:
+    """Said in the report, and not by a warning of NumPy."""
+    net = _net()
+    bn = net.batch_norm("bn", "x", N, factor=1e-310)
+    bn.format = BlobFormat("double")
+    bn.blobs[0][:] = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        done = fold_net(net, tmp_path, runs=False)
+    assert done.is_unchanged
+    _assert_stays(done, "bn", "not-finite", "finite")
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_weights_whose_fold_is_not_finite(value: float, tmp_path: Path) -> None:
+    net = _net()
+    net.conv("behind", "x", N, N, 1)
+    front, behind = net.layers[-2], net.layers[-1]
+    net.layers.remove(behind)
+    net.scale("scale", "x", N).blobs[1][0] = 0
+    net.layers.append(behind)
+    for layer in (front, behind):
+        layer.format = BlobFormat("double")
+        layer.blobs[0][0] = value
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = caffe_fold.fold(*net.write(tmp_path), threads=1)
+    assert [stay.layer for stay in report.stayed] == ["scale"]
 
 
 @pytest.mark.parametrize("conv", [True, False])

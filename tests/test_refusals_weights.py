@@ -103,6 +103,46 @@ def test_a_scale_without_the_bias_that_the_text_implies(tmp_path: Path) -> None:
     assert "'scale'" in done.warnings["no-bias-blob"]
 
 
+def test_a_bias_stays_where_the_weights_are_those_of_another_layer_of_its_name(
+    tmp_path: Path,
+) -> None:
+    """Caffe gives the weights to the first layer of a name; the second has its own from the
+    layer with which it shares them."""
+    net = Net("twice")
+    net.input("data", (1, 2, 4, 4))
+    shared = "param { name: 'w' } param { name: 'b' }"
+    net.conv("conv", "data", 2, 2, 1, bias=False)
+    net.conv("owner", "data", 2, 2, 1, extra=shared)
+    net.conv("conv", "data", 2, 2, 1, top="second", extra=shared).in_weights = False
+    assert fold_net(net, tmp_path).is_unchanged
+
+
+@pytest.mark.parametrize("parameter", ["", "pad { num_output: 2 kernel_size: 1 }"])
+def test_a_layer_without_its_parameters_is_not_given_any(parameter: str, tmp_path: Path) -> None:
+    """Not even those that would repair its bias: it loads nowhere as it is."""
+    net = Net("bare")
+    net.input("data", (1, 2, 4, 4))
+    net.layer("conv", "Convolution", "data", "conv", parameter, [np.ones((2, 2, 1, 1))])
+    net.relu("relu", "conv")
+    done = fold_net(net, tmp_path, runs=False)
+    assert done.is_unchanged
+    assert "no-bias-blob" not in done.warnings
+
+
+def test_weights_may_have_no_layer_left(tmp_path: Path) -> None:
+    net = Net("idle")
+    net.input("data", (1, 2, 4, 4))
+    net.layers[-1].in_weights = False
+    net.relu("relu", "data", "relu")
+    net.layers[-1].in_weights = False
+    net.scale("ones", "relu", 2, top="ones", bias=False).blobs[0][:] = 1
+    net.relu("last", "ones", "last")
+    net.layers[-1].in_weights = False
+    report = caffe_fold.fold(*net.write(tmp_path))
+    assert report.removed == ("ones",)
+    assert Path(report.output_weights).read_bytes() == b"\x0a\x04idle"
+
+
 def test_an_inner_product_without_the_bias_that_the_text_implies(tmp_path: Path) -> None:
     net = Net()
     net.input("data", (2, N))

@@ -143,11 +143,12 @@ def _refuse_other_text(document: Document) -> None:
     path = show(str(document.path))
     if names & _SOLVER_FIELDS:
         nets = [f for f in document.fields if f.name in ("net", "train_net", "test_net")]
-        hint = f": {document.value(nets[0])}" if nets else ""
+        hint = f": {show(document.value(nets[0]))}" if nets else ""
         raise InputError(
             f"{path}: this is a solver prototxt, not a net; give the net's own file{hint}"
         )
-    found = f"found {', '.join(sorted(names)[:5])}" if names else "found no field at all"
+    shown = ", ".join(show(name, 60) for name in sorted(names)[:5])
+    found = f"found {shown}" if names else "found no field at all"
     raise InputError(f"{path}: not a net: it has no 'layer' field ({found})")
 
 
@@ -197,17 +198,21 @@ def _type(document: Document, fields: tuple[Field, ...], version: int) -> str:
         return ""
     if version != 1:
         return string_value(document, field)
+    if field.fields is not None:
+        raise document.error(field.value_start, "'type' takes a word, such as CONVOLUTION")
     raw = document.value(field).strip("\"'")
     return _V1_TYPES.get(raw, "".join(word.capitalize() for word in raw.split("_")))
 
 
 def _params(document: Document, fields: tuple[Field, ...], version: int) -> tuple[str, ...]:
     names = []
-    for field in fields:
-        if field.name == "param" and field.fields is None and version < 2:
+    for field in fields if version else ():  # before V1 there were none
+        if field.name == "param" and version == 1:
             names.append(string_value(document, field))
         elif field.name == "param":
-            names.append(_one_string(document, field.fields or (), "name"))
+            if field.fields is None:
+                raise document.error(field.value_start, "'param' takes a message in braces")
+            names.append(_one_string(document, field.fields, "name"))
     return tuple(names)
 
 
@@ -239,10 +244,12 @@ def _phase(document: Document, fields: tuple[Field, ...]) -> str | None:
     raw = document.value(field)
     phase = {"TRAIN": "TRAIN", "TEST": "TEST", "0": "TRAIN", "1": "TEST"}.get(raw)
     if phase is None:
-        raise document.error(
-            field.value_start, f"found '{show(raw, 40)}'; 'phase' is TRAIN or TEST"
-        )
+        raise document.error(field.value_start, _not_a_phase(raw))
     return phase
+
+
+def _not_a_phase(raw: str) -> str:
+    return f"found '{show(raw, 40)}'; 'phase' is TRAIN or TEST"
 
 
 def _inputs(document: Document) -> tuple[tuple[str, tuple[int, ...] | None], ...]:
@@ -255,11 +262,22 @@ def _inputs(document: Document) -> tuple[tuple[str, tuple[int, ...] | None], ...
     for field in document.fields:
         if field.name == "input_shape":
             shapes.append(tuple(_parse(document, field, caffe_pb2.BlobShape).message.dim))
-    dims = [document.value(f) for f in document.fields if f.name == "input_dim"]
-    if not shapes and all(d.isdigit() for d in dims):
-        shapes = [tuple(map(int, dims[i : i + 4])) for i in range(0, len(dims) - 3, 4)]
+    dims = _input_dims(document)
+    if not shapes:
+        shapes = [tuple(dims[i : i + 4]) for i in range(0, len(dims) - 3, 4)]
     known: list[tuple[int, ...] | None] = [*shapes, *[None] * len(names)]
     return tuple(zip(names, known))
+
+
+def _input_dims(document: Document) -> list[int]:
+    from caffe_fold import caffe_pb2
+
+    fields = [f for f in document.fields if f.name == "input_dim"]
+    text = "\n".join(f"input_dim: {_canonical(document.value(f))}" for f in fields)
+    parsed, line, complaint = _from_text(caffe_pb2.NetParameter, text)
+    if complaint:
+        raise document.error(fields[line - 1].value_start, complaint)
+    return list(parsed.input_dim)
 
 
 def _state(document: Document) -> State:
@@ -279,13 +297,22 @@ def selected(net: Net, state: State) -> tuple[Layer, ...]:
     return tuple(layer for layer in net.layers if _is_selected(net, layer, state))
 
 
-def _is_selected(net: Net, layer: Layer, state: State) -> bool:
+_RULES = ("include", "exclude")
+
+
+def _rule(document: Document, field: Field) -> Any:
+    """A rule; a phase that is not Caffe's would make it one that is always met."""
     from caffe_fold import caffe_pb2
 
-    rules = {
-        kind: [_parse(net.document, f, caffe_pb2.NetStateRule).message for f in layer.all(kind)]
-        for kind in ("include", "exclude")
-    }
+    parsed = _parse(document, field, caffe_pb2.NetStateRule)
+    for phase in parsed.fields:
+        if phase.name == "phase" and not parsed.message.HasField("phase"):
+            raise document.error(phase.value_start, _not_a_phase(document.value(phase)))
+    return parsed.message
+
+
+def _is_selected(net: Net, layer: Layer, state: State) -> bool:
+    rules = {kind: [_rule(net.document, f) for f in layer.all(kind)] for kind in _RULES}
     if rules["include"] and rules["exclude"]:
         raise net.document.error(
             layer.field.start,
@@ -370,7 +397,8 @@ def _canonical(raw: str) -> str:
 
 def _is_unknown_enum(value: str, enum: Any) -> bool:
     if value.isdigit():
-        return int(value) not in enum.values_by_number
+        # As text: Python takes no number of thousands of digits.
+        return value.lstrip("0") not in {str(number or "") for number in enum.values_by_number}
     return value not in enum.values_by_name
 
 

@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from caffe_fold.errors import Path, PrototxtError
+from caffe_fold.errors import Path, PrototxtError, show
 
 __all__ = ["Document", "Edit", "Field", "apply_edits", "literals", "parse", "removals"]
 __all__ += ["string_value"]
@@ -46,7 +46,8 @@ _SKIP = r"[ \t\r\n\f\v]*(?:#[^\n]*\n[ \t\r\n\f\v]*)*"
 _STRING = r'(?:"[^"\\\n]*(?:\\.[^"\\\n]*)*"|\'[^\'\\\n]*(?:\\.[^\'\\\n]*)*\')'
 _LITERAL_OR_COMMENT = re.compile(rf"{_STRING}|#[^\n]*")
 _NUMBER = (
-    r"(?:0[xX][0-9a-fA-F]+|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?[fF]?)"
+    r"(?:0[xX][0-9a-fA-F]+|0[0-7]+"
+    r"|(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?[fF]?)"
     r"(?![0-9A-Za-z_.])"
 )
 _WORD = r"[A-Za-z_][A-Za-z0-9_]*"
@@ -256,7 +257,7 @@ class _Parser:
 
 
 def _quote(text: str) -> str:
-    return text if text.startswith("the end") else f"'{text}'"
+    return text if text.startswith("the end") else f"'{show(text, 60)}'"
 
 
 def string_value(document: Document, field: Field) -> str:

@@ -148,7 +148,8 @@ class Facts:
     def _map(self, kind: AffineType, constants: Constants) -> AffineMap:
         if any(values.size == 0 for values in constants.blobs):
             raise Refused("blob-shape", "one of its blobs is empty")
-        found = kind.read(constants)
+        with np.errstate(all="ignore"):  # see is_finite
+            found = kind.read(constants)
         if not found.is_finite:
             raise Refused("not-finite", "its scale or shift is not a finite number")
         return found
@@ -221,6 +222,10 @@ class Facts:
         if kind is None or not entries or len(entries[-1].blobs) != 1:
             return False
         if layer.type == "Scale" and len(layer.bottoms) != 1:
+            return False
+        if self.graph.name_counts[layer.name] > 1:  # the weights may be another one's
+            return False
+        if not layer.all(kind.parameter):  # it has no num_output either, and loads nowhere
             return False
         message = self.graph.net.parsed(layer, kind.parameter, kind.message).message
         return bool(message.bias_term)

@@ -124,20 +124,20 @@ class Caffemodel:
         self.source, self.entries, self.by_name = source, entries, by_name
 
     @classmethod
-    def open(cls, path: Path) -> Caffemodel:
-        """Walk the file and index its layers.
+    def open(cls, path: Path, may_be_empty: bool = False) -> Caffemodel:
+        """Walk the file and index its layers; one that was folded may have none left.
 
         :raises CaffemodelError: if the file is not a NetParameter, or is damaged.
         """
         source = wire.Source.open(path)
         try:
-            return cls.indexed(source)
+            return cls.indexed(source, may_be_empty)
         except BaseException:
             source.close()
             raise
 
     @classmethod
-    def indexed(cls, source: wire.Source) -> Caffemodel:
+    def indexed(cls, source: wire.Source, may_be_empty: bool = False) -> Caffemodel:
         entries: list[Entry] = []
         by_name: dict[str, list[Entry]] = {}
         for record in wire.Walk(source, 0, source.size):
@@ -154,7 +154,7 @@ class Caffemodel:
             entry = _entry(source, record, len(entries))
             entries.append(entry)
             by_name.setdefault(entry.name, []).append(entry)
-        if not entries:
+        if not (entries or may_be_empty):
             raise CaffemodelError(
                 f"{show(os.fspath(source.path))}: not a caffemodel: it holds no layers"
             )
@@ -198,16 +198,18 @@ class Caffemodel:
         count, run = stop - start, blob.runs[0]
         block: Array = scratch("block", count, np.dtype(np.float64))
         if len(blob.runs) > 1 or run.stride != blob.storage.value:
-            block[:] = self.values(blob, start, stop)
-            return block
-        values = scratch("values", count, blob.storage.dtype)
-        self.source.read_into(run.offset + start * run.stride, values.data.cast("B"))
-        block[:] = values
+            values = self.values(blob, start, stop)
+        else:
+            values = scratch("values", count, blob.storage.dtype)
+            self.source.read_into(run.offset + start * run.stride, values.data.cast("B"))
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            block[:] = values
         return block
 
     def vector(self, blob: Blob) -> Array:
         """All values of a (small) blob in float64, 1-D."""
-        return self.values(blob).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            return self.values(blob).astype(np.float64)
 
     def same_values(self, a: Blob, b: Blob, other: Caffemodel | None = None) -> bool:
         """Whether two blobs, ``b`` of another file if one is given, have one shape and
@@ -320,7 +322,8 @@ def _blob(source: wire.Source, record: wire.Record) -> Blob:
         if field.number in _FLOATS:
             item = _FLOATS[field.number]
             run = _run(source, field, record.end, item)
-            found[field.number].append(run)
+            if run.count:  # an empty one is to protobuf as none
+                found[field.number].append(run)
             fields.skip_to(
                 run.offset + run.stride * (run.count - 1) + item if run.count else field.end
             )

@@ -32,25 +32,28 @@ class Folding(NamedTuple):
 
     def weights(self, block: Array, row: int, col: int) -> Array:
         """W' of a block of W, float64 of the same shape, in its place."""
-        if self.before is not None:
-            block *= self._inputs(self.before.scale, block, row, col)
-        if self.behind is not None:
-            block *= self._outputs(self.behind.scale, block, row, col)
+        with np.errstate(all="ignore"):  # what is not finite is refused where it is rounded
+            if self.before is not None:
+                block *= self._inputs(self.before.scale, block, row, col)
+            if self.behind is not None:
+                block *= self._outputs(self.behind.scale, block, row, col)
         return block
 
     def add_shift_sums(self, sums: Array, block: Array, row: int, col: int) -> None:
         """Add to ``sums`` (N,) what a block of W adds to W c, for the shift c of the map
         before."""
         if self.before is not None and self.before.has_shift:
-            products = block * self._inputs(self.before.shift, block, row, col)
-            self.layout.add_per_output(sums, products, row, col)
+            with np.errstate(all="ignore"):
+                products = block * self._inputs(self.before.shift, block, row, col)
+                self.layout.add_per_output(sums, products, row, col)
 
     def bias(self, bias: Array | None, shift_sums: Array) -> Array:
         """b' of shape (N,) from b (N,) or None and the sums of W c over all blocks."""
-        total = shift_sums if bias is None else bias + shift_sums
-        if self.behind is None:
-            return total
-        return self.behind.scale * total + self.behind.shift
+        with np.errstate(all="ignore"):
+            total = shift_sums if bias is None else bias + shift_sums
+            if self.behind is None:
+                return total
+            return self.behind.scale * total + self.behind.shift
 
     def _inputs(self, channels: Array, block: Array, row: int, col: int) -> Array:
         """One number an input channel, laid out to meet a block."""

@@ -108,7 +108,8 @@ def check_values(plan: Plan, old: Caffemodel, new: Facts, threads: int | None = 
     found: list[float] = []
 
     def check(pair: tuple[Fold, LinearLayer]) -> None:
-        found.append(_check_fold(*pair, old, new))
+        with np.errstate(all="ignore"):  # numbers that overflow here differ, and are named
+            found.append(_check_fold(*pair, old, new))
 
     for layer in written:
         _check_shared(new, places[layer.layer.name])

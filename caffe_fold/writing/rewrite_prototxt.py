@@ -118,7 +118,8 @@ class _Writer:
         scalar = "num_axes: 0 " if merge.map.channels is None else ""
         parameter = f"scale_param {{ {scalar}bias_term: true }}"
         self._replace(layer.all("type")[0], '"Scale"')
-        self.removed += layer.all("param")
+        # A scale_param meant nothing in it so far.
+        self.removed += [*layer.all("param"), *layer.all("scale_param")]
         old = layer.all(kind.parameter)
         if old:
             self.edits.append(Edit(old[0].start, old[0].end, parameter))
