@@ -144,6 +144,19 @@ def test_hdf5_weights_of_many_layers(track_order: bool, tmp_path: Path) -> None:
                     np.testing.assert_array_equal(values.ravel(), blob.array().ravel())
 
 
+def test_scratch_files_are_beside_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a bare file name, too, and not in the system's temporary folder."""
+    small_net().write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    monkeypatch.setattr("tempfile.tempdir", str(elsewhere))  # not there, so not writable
+    report = caffe_fold.fold("net.prototxt", "net.caffemodel", equalize=True)
+    assert report.equalized is not None
+    assert len(report.equalized.pairs) == 2
+
+
 def test_big_layers_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of any size, remembered or not, give the same."""
     from caffe_fold.quantization import maxima

@@ -58,7 +58,7 @@ def equalize_weights(
     """
     kept = [graph.last[name] for name in keep]
     folder, name = os.path.split(weights)
-    with tempfile.TemporaryDirectory(prefix=".caffe-fold-", dir=folder or None) as scratch:
+    with tempfile.TemporaryDirectory(prefix=".caffe-fold-", dir=folder or os.curdir) as scratch:
         target = os.path.join(scratch, name)
         with opened_weights(weights, kind, graph, scratch) as file, file.open() as model:
             files = _Files(graph, model, file, target, threads)
