@@ -298,6 +298,27 @@ def test_float16_is_scaled_by_powers_of_two_which_round_nothing(tmp_path: Path) 
             np.testing.assert_array_equal(fractions[0].ravel(), fractions[1].ravel())
 
 
+def test_float16_factors_that_cancel_in_a_layer(tmp_path: Path) -> None:
+    """A depthwise layer between two factors of 4 keeps its weights, and is reported."""
+    net = Net()
+    net.input("data", (1, C, 6, 6))
+    net.conv("first", "data", C, C, 1)
+    net.relu("relu1", "first")
+    net.conv("depthwise", "first", C, C, 1, group=C)
+    net.relu("relu2", "depthwise")
+    net.conv("last", "depthwise", C, C, 1)
+    for layer, value in zip([layer for layer in net.layers if layer.blobs], (16.0, 4.0, 1.0)):
+        layer.format = BlobFormat("half")
+        layer.blobs[0] = np.full(layer.blobs[0].shape, value)
+        layer.blobs[1] = layer.blobs[1].astype(np.float16).astype(np.float64)
+    done = equalize_net(net, tmp_path)
+    assert done.pairs == [("first", "depthwise"), ("depthwise", "last")]
+    assert [found.layer for found in done.equalized.ranges] == ["first", "depthwise", "last"]
+    assert {found.largest_after for found in done.equalized.ranges} == {4.0}
+    text = done.report.to_text()
+    assert "balanced depthwise -> last by 4 to 4; largest/median range 1 -> 1" in text
+
+
 def test_float16_that_would_underflow(tmp_path: Path) -> None:
     done = equalize_net(half_net(1e-6), tmp_path)
     assert (done.pairs, done.left("first").code) == ([], "precision")

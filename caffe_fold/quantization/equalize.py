@@ -133,7 +133,7 @@ def _planned(
         if not all(_is_one(scale) for scale in factors):
             found.append(chain)
             folds += _folds(chain, factors)
-            ranges += _ranges(chain, maxima, factors)
+            ranges += _ranges(maxima, factors)
         for pair, scale in zip(chain, factors):
             if _is_one(scale):
                 left.append(_in_balance(pair))
@@ -191,20 +191,20 @@ def _scaling(linear: LinearLayer, factors: Array) -> AffineLayer:
 # ---- Reporting ----
 
 
-def _ranges(
-    chain: Sequence[Pair], maxima: Sequence[Maxima], factors: Sequence[Array]
-) -> list[LayerRange]:
-    """The ranges of output channels of the layers of a chain that change."""
+def _ranges(maxima: Sequence[Maxima], factors: Sequence[Array]) -> list[LayerRange]:
+    """The ranges of output channels of the layers of a chain with factors beside them: all
+    of them, since the factors on its two sides may leave a layer's ranges as they were."""
     found = []
     for index, layer in enumerate(maxima):
+        if all(_is_one(scale) for scale in factors[max(index - 1, 0) : index + 1]):
+            continue
         before = layer.of_outputs(np.ones(layer.channels))
         scale = factors[index - 1] if index else np.ones(layer.channels)
         after = layer.of_outputs(scale)
         if index < len(factors):
             after /= factors[index]
-        if not np.array_equal(before, after):
-            numbers = [float(f(values)) for values in (before, after) for f in (np.max, np.median)]
-            found.append(LayerRange(layer.layer.layer.name, layer.layer.layer.type, *numbers))
+        numbers = [float(f(values)) for values in (before, after) for f in (np.max, np.median)]
+        found.append(LayerRange(layer.layer.layer.name, layer.layer.layer.type, *numbers))
     return found
 
 
