@@ -239,6 +239,28 @@ def test_layers_that_are_not_what_they_say(tmp_path: Path) -> None:
     assert done.left("first").code == "no-weights"
 
 
+@pytest.mark.parametrize(
+    ("slopes", "code", "reason"),
+    [
+        (np.full(MID - 1, 0.1), "channels", "'middle' (PReLU) has 5 slopes for 6 channels"),
+        (np.array([0.1, 0.2, np.nan, 0.3, 0.4, 0.5]), "not-finite", "a slope of layer 'middle'"),
+        (np.array([-np.inf]), "not-finite", "a slope of layer 'middle' (PReLU) is no finite"),
+    ],
+    ids=["count", "nan", "infinite"],
+)
+def test_a_prelu_whose_slopes_are_none(
+    slopes: np.ndarray, code: str, reason: str, tmp_path: Path
+) -> None:
+    """Its pair alone is left; another one is balanced."""
+    net = between("PReLU", "prelu_param { }", (slopes,))
+    net.conv("a", "data", C, MID)
+    net.conv("b", "a", MID, OUT).blobs[0] *= 10
+    done = equalize_net(net, tmp_path, runs=False)
+    assert done.pairs == [("a", "b")]
+    assert done.left("first").code == code
+    assert reason in done.left("first").reason
+
+
 def test_a_relu_that_is_none(tmp_path: Path) -> None:
     for name, tops, params, code in (
         ("two", ["x", "y"], "", "tops-and-bottoms"),
