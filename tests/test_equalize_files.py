@@ -209,6 +209,26 @@ def test_the_report_in_json(tmp_path: Path, call: Call) -> None:
     assert 0 < found["checked"]["worst"] <= 1
 
 
+@pytest.mark.parametrize("norm", [True, False])
+def test_the_text_counts_what_was_proven(norm: bool, tmp_path: Path) -> None:
+    """The fold's layers and then those of equalising; without any to fold, those alone."""
+    report = caffe_fold.fold(*small_net(norm=norm).write(tmp_path), equalize=True)
+    lines = [line for line in report.to_text().splitlines() if line.startswith("checked")]
+    ends = [rf"{n} {what} layers re-read and compared, largest difference 0\.\d\d of what rounding "
+            "allows" for n, what in ((1, "changed"), (3, "equalized"))]  # fmt: skip
+    wanted = ends if norm else ends[1:]
+    assert len(lines) == len(wanted)
+    assert all(re.fullmatch(f"checked: {end}", line) for end, line in zip(wanted, lines))
+
+
+def test_a_proof_of_no_layer_is_told(tmp_path: Path) -> None:
+    net = Net()
+    net.input("data", (1, C, 8, 8))
+    net.conv("conv", "data", C, MID)
+    report = caffe_fold.fold(*net.write(tmp_path), equalize=True)
+    assert "checked: 0 changed layers re-read and compared" in report.to_text()
+
+
 def test_without_the_proof(tmp_path: Path, call: Call) -> None:
     _, report = equalized(tmp_path, call, "--no-check")
     assert report["checked"] is None
