@@ -261,6 +261,20 @@ def test_a_prelu_whose_slopes_are_none(
     assert reason in done.left("first").reason
 
 
+@pytest.mark.parametrize("at", [0, 1])
+def test_the_reason_of_a_layer_that_is_not_finite_stands_alone(at: int, tmp_path: Path) -> None:
+    """The sentence is the one of a fold, and here there is nothing to take in."""
+    net = start()
+    second = end(net)
+    (net.layers[1], second)[at].blobs[0][1, 2] = np.nan
+    done = equalize_net(net, tmp_path, runs=False)
+    name = ("first", "second")[at]
+    assert done.left("first").reason == (
+        f"layer '{name}' (Convolution) cannot get new weights: its weights hold numbers that are "
+        "not finite"
+    )
+
+
 def test_a_relu_that_is_none(tmp_path: Path) -> None:
     for name, tops, params, code in (
         ("two", ["x", "y"], "", "tops-and-bottoms"),
@@ -295,7 +309,9 @@ def test_numbers_that_would_not_fit(tmp_path: Path) -> None:
     net.conv("b", "a", MID, OUT).blobs[0] *= 10
     done = equalize_net(net, tmp_path)
     assert done.left("first").code == "overflow"
-    assert "'first' (Convolution)" in done.left("first").reason
+    assert done.left("first").reason == (
+        "layer 'first' (Convolution) cannot get new weights: its new bias would not fit float32"
+    )
     assert done.pairs == [("a", "b")]
 
 
