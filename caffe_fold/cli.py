@@ -103,8 +103,8 @@ def _run() -> int:
             raise
         kind = type(error).__name__
         return _fail(
-            f"internal error ({kind}: {error}); nothing was written. Please report it with the "
-            "files; CAFFE_FOLD_DEBUG=1 shows where it happened",
+            f"internal error ({kind}: {error}); please report it with the files; "
+            "CAFFE_FOLD_DEBUG=1 shows where it happened",
             1,
         )
 

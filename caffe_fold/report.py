@@ -154,11 +154,7 @@ def _summary(report: Report) -> list[str]:
     lines.append("; ".join(f"{name} {before} -> {after}" for name, before, after in rows))
     sizes = f"{size_text(report.before.weights_bytes)} -> {size_text(report.after.weights_bytes)}"
     lines.append(f"weights {sizes}")
-    if report.checked is not None:
-        lines.append(
-            f"checked: {report.checked.layers} changed layers re-read and compared, largest "
-            f"difference {report.checked.worst:.2f} of what rounding allows"
-        )
+    lines += _proofs(report)
     if report.verified is not None:
         skipped = report.equalized.blobs if report.equalized is not None else ()
         more = f"; skipped {len(skipped)} of another scale" if skipped else ""
@@ -167,6 +163,18 @@ def _summary(report: Report) -> list[str]:
         lines.append(f"wrote {show(report.output_model)}")
         lines.append(f"wrote {show(report.output_weights)}")
     return lines
+
+
+def _proofs(report: Report) -> list[str]:
+    """What was proven: the fold, and the equalising behind it; one of no layer is told alone."""
+    equalized = report.equalized.checked if report.equalized is not None else None
+    proofs = (("changed", report.checked), ("equalized", equalized))
+    done = [(what, checked) for what, checked in proofs if checked is not None]
+    return [
+        f"checked: {checked.layers} {what} layers re-read and compared, largest difference "
+        f"{checked.worst:.2f} of what rounding allows"
+        for what, checked in [proof for proof in done if proof[1].layers] or done[:1]
+    ]
 
 
 def size_text(count: int) -> str:

@@ -27,7 +27,7 @@ UNSEEN = ["net-output", "not-affine", "shift"]
 """Of these, those that no report has as the code of a layer: a Power that stays is not told
 of, and where a run goes neither way the code is that of the way back."""
 
-LEFT = "in-balance not-homogeneous other-states unknown-field".split()
+LEFT = "in-balance not-homogeneous other-states unknown-field zero-weights".split()
 """Why else equalising leaves a layer alone."""
 
 NOTES = """

@@ -9,7 +9,8 @@ import pytest
 from equalizing import equalize_net, sizes
 from hypothesis import HealthCheck, given, settings
 from random_nets import RandomNet, nets
-from support.nets import Net
+from support.nets import Net, NetLayer
+from support.wire import BlobFormat
 
 C, MID, OUT = 3, 6, 4
 
@@ -198,17 +199,71 @@ def test_a_layer_with_one_channel(tmp_path: Path) -> None:
     assert equalize_net(net, tmp_path).pairs == [("first", "second")]
 
 
-def test_what_is_in_balance_is_left_alone_and_said_so(tmp_path: Path) -> None:
+def even_net() -> tuple[Net, NetLayer, NetLayer]:
+    """Two layers all of whose weights are 1 or -1."""
     net = Net()
     net.input("data", (1, C, 6, 6))
     first = net.conv("first", "data", C, MID)
     second = net.conv("second", "first", MID, OUT)
     for layer in (first, second):
         layer.blobs[0] = np.sign(layer.blobs[0])
+    return net, first, second
+
+
+SAME = "its channels and those that layer 'second' (Convolution) reads have the same range"
+
+
+def test_what_is_in_balance_is_left_alone_and_said_so(tmp_path: Path) -> None:
+    net, _, _ = even_net()
     done = equalize_net(net, tmp_path)
     assert done.pairs == []
+    assert (done.left("first").code, done.left("first").reason) == ("in-balance", SAME)
+
+
+@pytest.mark.parametrize(("kind", "by"), [("data", 1.01), ("half", 1.75)])
+def test_how_far_from_balance_is_told(kind: str, by: float, tmp_path: Path) -> None:
+    """In float16 factors are powers of two, and a factor of less than two is too little."""
+    net, first, second = even_net()
+    second.blobs[0][:, 0] *= by
+    for layer in (first, second):
+        layer.format = BlobFormat(kind)
+    done = equalize_net(net, tmp_path, tolerance=1e-3)
+    assert done.left("first").reason == f"{SAME} to a factor of {by}"
+
+
+def test_channels_that_are_in_no_balance_are_told(tmp_path: Path) -> None:
+    """Zeros on one side of two channels, and so little of a third that int8 loses it."""
+    net, first, second = even_net()
+    first.blobs[0][0] *= 100
+    second.blobs[0][:, 0] = 0
+    first.blobs[0][1] = 0
+    first.blobs[0][2] *= 1e-9
+    done = equalize_net(net, tmp_path)
     assert done.left("first").code == "in-balance"
-    assert "'second' (Convolution)" in done.left("first").reason
+    but = ", but for 2 of weights 0 on one side and 1 that int8 would round to zero"
+    assert done.left("first").reason == SAME + but
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_layer_of_zeros(at: int, tmp_path: Path) -> None:
+    net, *layers = even_net()
+    layers[at].blobs[0] *= 0
+    done = equalize_net(net, tmp_path)
+    assert (done.pairs, done.left("first").code) == ([], "zero-weights")
+    wanted = "no channel has weights other than 0 both in it and in layer 'second' (Convolution)"
+    assert done.left("first").reason.startswith(wanted)
+
+
+def test_a_pair_in_balance_by_the_factors_beside_it(tmp_path: Path) -> None:
+    """Its ranges are compared as they are once its neighbour has its factors."""
+    net, _, second = even_net()
+    third = net.conv("third", "second", OUT, OUT, 1)
+    second.blobs[0][3] *= 4
+    third.blobs[0] = np.ones(third.blobs[0].shape)
+    third.blobs[0][:, 3] = 0.25
+    done = equalize_net(net, tmp_path)
+    assert done.pairs == [("second", "third")]
+    assert done.left("first").reason == SAME
 
 
 def test_a_net_with_nothing_to_fold_is_equalised(tmp_path: Path) -> None:

@@ -81,14 +81,23 @@ def test_v1_layers(tmp_path: Path) -> None:
     assert equalize_net(small_net(v1=True, norm=False), tmp_path).pairs == PAIRS
 
 
+def write_hdf5(caffemodel: Path, target: Path, track_order: bool = False) -> Path:
+    """The weights in HDF5, in float32."""
+    import h5py
+
+    with h5py.File(target, "w") as file:
+        data = file.create_group("data", track_order=track_order)
+        for entry in read_weights(caffemodel):
+            group = data.create_group(entry.name, track_order=track_order)
+            for index, blob in enumerate(entry.blobs):
+                group[str(index)] = blob.array().astype("<f4")
+    return target
+
+
 def test_hdf5_weights(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py", reason="h5py is not installed")
     model, caffemodel = small_net().write(tmp_path)
-    weights = tmp_path / "net.caffemodel.h5"
-    with h5py.File(weights, "w") as file:
-        for entry in read_weights(caffemodel):
-            for index, blob in enumerate(entry.blobs):
-                file[f"data/{entry.name}/{index}"] = blob.array().astype("<f4")
+    weights = write_hdf5(caffemodel, tmp_path / "net.caffemodel.h5")
     binary = tmp_path / "binary.prototxt", tmp_path / "binary.caffemodel"
     hdf5 = tmp_path / "hdf5.prototxt", tmp_path / "hdf5.caffemodel.h5"
     wanted = caffe_fold.fold(model, caffemodel, *binary, equalize=True)
@@ -104,6 +113,48 @@ def test_hdf5_weights(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(values.ravel(), blob.array().ravel())
     left = {path.name for path in tmp_path.iterdir() if path.name.startswith(".")}
     assert left == set()
+
+
+@pytest.mark.parametrize("track_order", [False, True])
+def test_hdf5_weights_of_many_layers(track_order: bool, tmp_path: Path) -> None:
+    """More than one node of a group's table of links holds; and again, from what was written."""
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    net = Net()
+    net.input("data", (1, C, 6, 6))
+    for at in range(20):
+        net.conv(f"conv{at}", f"conv{at - 1}" if at else "data", C, C, 1)
+        net.batch_norm(f"bn{at}", f"conv{at}", C)
+    model, caffemodel = net.write(tmp_path)
+    weights = write_hdf5(caffemodel, tmp_path / "net.h5", track_order)
+    made = tmp_path / "made.prototxt", tmp_path / "made.h5"
+    report = caffe_fold.fold(model, weights, *made, equalize=True)
+    assert report.equalized is not None
+    assert len(report.equalized.pairs) == 19
+    binary = tmp_path / "binary.prototxt", tmp_path / "binary.caffemodel"
+    caffe_fold.fold(model, caffemodel, *binary, equalize=True)
+    again = tmp_path / "again.prototxt", tmp_path / "again.h5"
+    caffe_fold.fold(*made, *again, equalize=True)
+    for path in (made[1], again[1]):
+        with h5py.File(path) as file:
+            names = ["data", *(f"conv{at}" for at in range(20))]
+            assert list(file["data"]) == (names if track_order else sorted(names))
+            for entry in read_weights(binary[1]):
+                for index, blob in enumerate(entry.blobs):
+                    values = file[f"data/{entry.name}/{index}"][:]
+                    np.testing.assert_array_equal(values.ravel(), blob.array().ravel())
+
+
+def test_scratch_files_are_beside_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a bare file name, too, and not in the system's temporary folder."""
+    small_net().write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    monkeypatch.setattr("tempfile.tempdir", str(elsewhere))  # not there, so not writable
+    report = caffe_fold.fold("net.prototxt", "net.caffemodel", equalize=True)
+    assert report.equalized is not None
+    assert len(report.equalized.pairs) == 2
 
 
 def test_big_layers_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +207,26 @@ def test_the_report_in_json(tmp_path: Path, call: Call) -> None:
     assert [found["layer"] for found in found["ranges"]] == ["conv1", "conv2", "ip"]
     assert found["checked"]["layers"] == 3
     assert 0 < found["checked"]["worst"] <= 1
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_the_text_counts_what_was_proven(norm: bool, tmp_path: Path) -> None:
+    """The fold's layers and then those of equalising; without any to fold, those alone."""
+    report = caffe_fold.fold(*small_net(norm=norm).write(tmp_path), equalize=True)
+    lines = [line for line in report.to_text().splitlines() if line.startswith("checked")]
+    ends = [rf"{n} {what} layers re-read and compared, largest difference 0\.\d\d of what rounding "
+            "allows" for n, what in ((1, "changed"), (3, "equalized"))]  # fmt: skip
+    wanted = ends if norm else ends[1:]
+    assert len(lines) == len(wanted)
+    assert all(re.fullmatch(f"checked: {end}", line) for end, line in zip(wanted, lines))
+
+
+def test_a_proof_of_no_layer_is_told(tmp_path: Path) -> None:
+    net = Net()
+    net.input("data", (1, C, 8, 8))
+    net.conv("conv", "data", C, MID)
+    report = caffe_fold.fold(*net.write(tmp_path), equalize=True)
+    assert "checked: 0 changed layers re-read and compared" in report.to_text()
 
 
 def test_without_the_proof(tmp_path: Path, call: Call) -> None:

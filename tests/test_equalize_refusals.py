@@ -239,6 +239,42 @@ def test_layers_that_are_not_what_they_say(tmp_path: Path) -> None:
     assert done.left("first").code == "no-weights"
 
 
+@pytest.mark.parametrize(
+    ("slopes", "code", "reason"),
+    [
+        (np.full(MID - 1, 0.1), "channels", "'middle' (PReLU) has 5 slopes for 6 channels"),
+        (np.array([0.1, 0.2, np.nan, 0.3, 0.4, 0.5]), "not-finite", "a slope of layer 'middle'"),
+        (np.array([-np.inf]), "not-finite", "a slope of layer 'middle' (PReLU) is no finite"),
+    ],
+    ids=["count", "nan", "infinite"],
+)
+def test_a_prelu_whose_slopes_are_none(
+    slopes: np.ndarray, code: str, reason: str, tmp_path: Path
+) -> None:
+    """Its pair alone is left; another one is balanced."""
+    net = between("PReLU", "prelu_param { }", (slopes,))
+    net.conv("a", "data", C, MID)
+    net.conv("b", "a", MID, OUT).blobs[0] *= 10
+    done = equalize_net(net, tmp_path, runs=False)
+    assert done.pairs == [("a", "b")]
+    assert done.left("first").code == code
+    assert reason in done.left("first").reason
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_the_reason_of_a_layer_that_is_not_finite_stands_alone(at: int, tmp_path: Path) -> None:
+    """The sentence is the one of a fold, and here there is nothing to take in."""
+    net = start()
+    second = end(net)
+    (net.layers[1], second)[at].blobs[0][1, 2] = np.nan
+    done = equalize_net(net, tmp_path, runs=False)
+    name = ("first", "second")[at]
+    assert done.left("first").reason == (
+        f"layer '{name}' (Convolution) cannot get new weights: its weights hold numbers that are "
+        "not finite"
+    )
+
+
 def test_a_relu_that_is_none(tmp_path: Path) -> None:
     for name, tops, params, code in (
         ("two", ["x", "y"], "", "tops-and-bottoms"),
@@ -273,7 +309,9 @@ def test_numbers_that_would_not_fit(tmp_path: Path) -> None:
     net.conv("b", "a", MID, OUT).blobs[0] *= 10
     done = equalize_net(net, tmp_path)
     assert done.left("first").code == "overflow"
-    assert "'first' (Convolution)" in done.left("first").reason
+    assert done.left("first").reason == (
+        "layer 'first' (Convolution) cannot get new weights: its new bias would not fit float32"
+    )
     assert done.pairs == [("a", "b")]
 
 
@@ -296,6 +334,27 @@ def test_float16_is_scaled_by_powers_of_two_which_round_nothing(tmp_path: Path) 
         for found, blob in zip(done.blobs(name), layer.blobs):
             fractions = [np.frexp(values)[0] for values in (found, blob.astype(np.float16))]
             np.testing.assert_array_equal(fractions[0].ravel(), fractions[1].ravel())
+
+
+def test_float16_factors_that_cancel_in_a_layer(tmp_path: Path) -> None:
+    """A depthwise layer between two factors of 4 keeps its weights, and is reported."""
+    net = Net()
+    net.input("data", (1, C, 6, 6))
+    net.conv("first", "data", C, C, 1)
+    net.relu("relu1", "first")
+    net.conv("depthwise", "first", C, C, 1, group=C)
+    net.relu("relu2", "depthwise")
+    net.conv("last", "depthwise", C, C, 1)
+    for layer, value in zip([layer for layer in net.layers if layer.blobs], (16.0, 4.0, 1.0)):
+        layer.format = BlobFormat("half")
+        layer.blobs[0] = np.full(layer.blobs[0].shape, value)
+        layer.blobs[1] = layer.blobs[1].astype(np.float16).astype(np.float64)
+    done = equalize_net(net, tmp_path)
+    assert done.pairs == [("first", "depthwise"), ("depthwise", "last")]
+    assert [found.layer for found in done.equalized.ranges] == ["first", "depthwise", "last"]
+    assert {found.largest_after for found in done.equalized.ranges} == {4.0}
+    text = done.report.to_text()
+    assert "balanced depthwise -> last by 4 to 4; largest/median range 1 -> 1" in text
 
 
 def test_float16_that_would_underflow(tmp_path: Path) -> None:

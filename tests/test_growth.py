@@ -188,6 +188,21 @@ def test_a_big_net_looks_at_each_run_a_few_times(
         assert report.left == 0
 
 
+def test_a_chain_of_a_thousand_affine_layers_folds(tmp_path: Path) -> None:
+    net = Net()
+    net.input("data", (1, C, 4, 4))
+    net.conv("c", "data", C, C)
+    for i in range(1000):
+        net.batch_norm(f"bn{i}", "c", C)
+    report = caffe_fold.fold(*net.write(tmp_path))
+    assert report.left == 0
+    assert [len(fold.behind) for fold in report.folded] == [1000]
+    assert report.checked
+    assert report.checked.layers == 1
+    report = caffe_fold.fold(*affine_chain(1000).write(tmp_path))
+    assert [len(merge.layers) for merge in report.merged] == [1000]
+
+
 @pytest.mark.parametrize("name", ["", "again"])
 def test_repeated_names_of_entries_are_read_once_each(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -181,7 +181,7 @@ class Facts:
             return self._linear_of_kind(at, layer)
         except Refused as refusal:
             raise Refused(
-                refusal.code, f"{self._named(layer)} cannot take it: {refusal.sentence}"
+                refusal.code, f"{self._named(layer)} cannot get new weights: {refusal.sentence}"
             ) from None
 
     def _linear_of_kind(self, at: int, layer: Layer) -> LinearLayer:

@@ -23,7 +23,7 @@ from caffe_fold.planning.facts import AffineLayer, Facts, LinearLayer
 from caffe_fold.planning.plan import Fold, Plan
 from caffe_fold.planning.surgery import Surgery
 from caffe_fold.quantization.check_equalized import check_equalized
-from caffe_fold.quantization.factors import balancing_factors
+from caffe_fold.quantization.factors import Balance, balance, balancing_factors
 from caffe_fold.quantization.maxima import Maxima
 from caffe_fold.quantization.pairs import Left, Pair, Pairs, chains
 from caffe_fold.quantization.result import Equalized, EqualizedPair, LayerRange, LeftAlone
@@ -40,6 +40,8 @@ Array = NDArray[np.float64]
 _CHOICES = Choices()
 # In bytes, what is remembered of a chain's weights; balancing asks for them many times.
 _MEMORY = 1 << 24
+# Ranges that differ by less are told to be the same.
+_SHOWN_FACTOR = 1.005
 
 
 def equalize_weights(
@@ -58,7 +60,7 @@ def equalize_weights(
     """
     kept = [graph.last[name] for name in keep]
     folder, name = os.path.split(weights)
-    with tempfile.TemporaryDirectory(prefix=".caffe-fold-", dir=folder or None) as scratch:
+    with tempfile.TemporaryDirectory(prefix=".caffe-fold-", dir=folder or os.curdir) as scratch:
         target = os.path.join(scratch, name)
         with opened_weights(weights, kind, graph, scratch) as file, file.open() as model:
             files = _Files(graph, model, file, target, threads)
@@ -133,10 +135,10 @@ def _planned(
         if not all(_is_one(scale) for scale in factors):
             found.append(chain)
             folds += _folds(chain, factors)
-            ranges += _ranges(chain, maxima, factors)
-        for pair, scale in zip(chain, factors):
+            ranges += _ranges(maxima, factors)
+        for at, (pair, scale) in enumerate(zip(chain, factors)):
             if _is_one(scale):
-                left.append(_in_balance(pair))
+                left.append(_in_balance(pair, _balance(maxima, factors, at)))
             else:
                 done.append(_reported(pair, scale))
     alone = [
@@ -191,20 +193,20 @@ def _scaling(linear: LinearLayer, factors: Array) -> AffineLayer:
 # ---- Reporting ----
 
 
-def _ranges(
-    chain: Sequence[Pair], maxima: Sequence[Maxima], factors: Sequence[Array]
-) -> list[LayerRange]:
-    """The ranges of output channels of the layers of a chain that change."""
+def _ranges(maxima: Sequence[Maxima], factors: Sequence[Array]) -> list[LayerRange]:
+    """The ranges of output channels of the layers of a chain with factors beside them: all
+    of them, since the factors on its two sides may leave a layer's ranges as they were."""
     found = []
     for index, layer in enumerate(maxima):
+        if all(_is_one(scale) for scale in factors[max(index - 1, 0) : index + 1]):
+            continue
         before = layer.of_outputs(np.ones(layer.channels))
         scale = factors[index - 1] if index else np.ones(layer.channels)
         after = layer.of_outputs(scale)
         if index < len(factors):
             after /= factors[index]
-        if not np.array_equal(before, after):
-            numbers = [float(f(values)) for values in (before, after) for f in (np.max, np.median)]
-            found.append(LayerRange(layer.layer.layer.name, layer.layer.layer.type, *numbers))
+        numbers = [float(f(values)) for values in (before, after) for f in (np.max, np.median)]
+        found.append(LayerRange(layer.layer.layer.name, layer.layer.layer.type, *numbers))
     return found
 
 
@@ -222,11 +224,31 @@ def _reported(pair: Pair, factors: Array) -> EqualizedPair:
     )
 
 
-def _in_balance(pair: Pair) -> Left:
+def _balance(maxima: Sequence[Maxima], factors: Sequence[Array], at: int) -> Balance:
+    """That of a pair of a chain, with the factors of the pairs beside it."""
+    first, second = maxima[at : at + 2]
+    before = factors[at - 1] if at else np.ones(first.channels)
+    is_last = at + 1 == len(factors)
+    behind = np.ones(second.layer.layout.outputs) if is_last else factors[at + 1]
+    return balance(first.of_outputs(before), second.of_inputs(1 / behind))
+
+
+def _in_balance(pair: Pair, found: Balance) -> Left:
+    """Why a pair gets no factors."""
     layer, other = pair.first.layer, pair.second.layer
+    described = f"layer '{show(other.name)}' ({show(other.type)})"
+    if found.zero == found.channels:
+        return Left(
+            layer,
+            "zero-weights",
+            f"no channel has weights other than 0 both in it and in {described}, which reads it",
+        )
+    factor = f" to a factor of {found.apart:.3g}" if found.apart >= _SHOWN_FACTOR else ""
+    but = [f"{found.zero} of weights 0 on one side"] if found.zero else []
+    but += [f"{found.lost} that int8 would round to zero"] if found.lost else []
     return Left(
         layer,
         "in-balance",
-        f"its channels and those that layer '{show(other.name)}' ({show(other.type)}) reads have "
-        "the same range to a factor of two",
+        f"its channels and those that {described} reads have the same range{factor}"
+        + (f", but for {' and '.join(but)}" if but else ""),
     )

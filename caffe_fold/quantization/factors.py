@@ -23,6 +23,7 @@ are powers of two, which round nothing. Everywhere else that would cost more tha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,7 @@ from caffe_fold.planning.facts import LinearLayer
 from caffe_fold.quantization.maxima import Maxima
 from caffe_fold.weights.caffemodel import Storage
 
-__all__ = ["balancing_factors"]
+__all__ = ["Balance", "balance", "balancing_factors"]
 
 Array = NDArray[np.float64]
 
@@ -41,6 +42,17 @@ _ROUNDS = 200
 _SETTLED, _WORTHWHILE = 1e-4, 1e-2
 # A range below that part of the largest is less than half a step of int8, in octaves.
 _LOST = 8
+
+
+class Balance(NamedTuple):
+    """The channels between two layers: how many there are, how many have only zeros on one
+    side, how many others int8 would round to zero, and by which factor the two ranges of a
+    channel of the rest differ at most."""
+
+    channels: int
+    zero: int
+    lost: int
+    apart: float
 
 
 def balancing_factors(chain: Sequence[Maxima]) -> list[Array]:
@@ -78,11 +90,30 @@ def _is_half(layer: LinearLayer) -> bool:
 def _step(r1: Array, r2: Array) -> Array:
     """By how many octaves factors are to grow, for ranges as they are now; none where a
     channel has no weights on one side."""
-    alive = (r1 > 0) & (r2 > 0)
-    one, other = (np.log2(ranges, where=alive, out=np.zeros_like(ranges)) for ranges in (r1, r2))
+    one, other, alive = _octaves(r1, r2)
     sizes = (one + other) / 2  # each range, once they are equal
     top = sizes.max(where=alive, initial=-np.inf)
-    is_lost = sizes < top - _LOST
     least = np.where(one > top, one - top, np.where(other > top, top - other, 0.0))
-    step: Array = np.where(is_lost, least, (one - other) / 2)
+    step: Array = np.where(_are_lost(sizes, top), least, (one - other) / 2)
     return step
+
+
+def balance(r1: Array, r2: Array) -> Balance:
+    """How the ranges of the channels between two layers compare."""
+    one, other, alive = _octaves(r1, r2)
+    sizes = (one + other) / 2
+    lost = alive & _are_lost(sizes, sizes.max(where=alive, initial=-np.inf))
+    apart = np.abs(one - other).max(where=alive & ~lost, initial=0.0)
+    return Balance(alive.size, int((~alive).sum()), int(lost.sum()), float(np.exp2(apart)))
+
+
+def _octaves(r1: Array, r2: Array) -> tuple[Array, Array, NDArray[np.bool_]]:
+    """Ranges in octaves, 0 where a channel has no weights on one side; and where it has."""
+    alive = (r1 > 0) & (r2 > 0)
+    one, other = (np.log2(ranges, where=alive, out=np.zeros_like(ranges)) for ranges in (r1, r2))
+    return one, other, alive
+
+
+def _are_lost(sizes: Array, top: float) -> NDArray[np.bool_]:
+    """Which channels int8 would round to zero; sizes and the largest of them in octaves."""
+    return sizes < top - _LOST

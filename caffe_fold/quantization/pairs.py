@@ -113,7 +113,7 @@ class Pairs:
             layer = self.graph.layers[reader]
             if layer.type in LINEAR:
                 break
-            slopes += self._slopes(reader)
+            slopes += self._slopes(reader, first.layout.outputs)
             values += self.graph.tops[reader]
         second = self._linear(reader)
         if not second.layout.takes(first.layout.outputs):
@@ -146,7 +146,7 @@ class Pairs:
             )
         return linear
 
-    def _slopes(self, at: int) -> list[Array]:
+    def _slopes(self, at: int, channels: int) -> list[Array]:
         """What a layer between a pair multiplies negative numbers by; raises Refused for one
         through which no factor passes, or of which that is not sure."""
         layer, described = self.graph.layers[at], self._described(at)
@@ -160,7 +160,7 @@ class Pairs:
             raise Refused("tops-and-bottoms", f"layer {described} has not one bottom and one top")
         fields = self._fields(layer, described)
         if layer.type == "PReLU":
-            return [self._stored_slopes(at)]
+            return [self._stored_slopes(at, channels)]
         if layer.type == "Dropout":
             return []
         slopes = fields.numbers("negative_slope") or [0.0]
@@ -183,7 +183,7 @@ class Pairs:
             )
         return own
 
-    def _stored_slopes(self, at: int) -> Array:
+    def _stored_slopes(self, at: int, channels: int) -> Array:
         """The slopes of a PReLU, one a channel or one for all (prelu_layer.cpp)."""
         entries = self.facts.model.by_name.get(self.graph.layers[at].name, ())
         blobs = entries[0].blobs if entries else ()
@@ -191,7 +191,17 @@ class Pairs:
             raise Refused(
                 "no-weights", f"the weights hold no slopes for layer {self._described(at)}"
             )
-        return self.facts.model.vector(blobs[0])
+        if blobs[0].count not in (1, channels):
+            raise Refused(
+                "channels",
+                f"layer {self._described(at)} has {blobs[0].count} slopes for {channels} channels",
+            )
+        slopes = self.facts.model.vector(blobs[0])
+        if not np.isfinite(slopes).all():
+            raise Refused(
+                "not-finite", f"a slope of layer {self._described(at)} is no finite number"
+            )
+        return slopes
 
     # ---- Values ----
 

@@ -36,8 +36,8 @@ class LeftAlone(NamedTuple):
 
 
 class LayerRange(NamedTuple):
-    """The ranges (the largest |w|) of the output channels of a layer that changed: the
-    largest of them and the median, before and after."""
+    """The ranges (the largest |w|) of the output channels of a layer of a pair: the largest
+    of them and the median, before and after."""
 
     layer: str
     type: str

@@ -128,7 +128,11 @@ class Rewrite:
             self.copied[address] = target, child.name
 
     def _new_group(self, child: Child, target: Any) -> Any:
-        settings = child.id.get_create_plist()
+        # With the others of the source's settings, which describe its own table of links,
+        # HDF5 fails to add links once the source has more than a few.
+        settings = self.h5py.h5p.create(self.h5py.h5p.GROUP_CREATE)
+        order = child.id.get_create_plist().get_link_creation_order()
+        settings.set_link_creation_order(order)
         settings.set_obj_track_times(False)
         group = self.h5py.h5g.create(target, child.name, self._settings(child.link), settings)
         self._attributes(child.id, group)

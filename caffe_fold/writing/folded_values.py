@@ -28,7 +28,7 @@ class Blocked(Exception):
     """Computing found what planning could not see: a layer whose fold is to be refused."""
 
     def __init__(self, layer: Layer, code: str, why: str) -> None:
-        sentence = f"layer '{show(layer.name)}' ({show(layer.type)}) cannot take it: {why}"
+        sentence = f"layer '{show(layer.name)}' ({show(layer.type)}) cannot get new weights: {why}"
         super().__init__(sentence)
         self.layer_index = layer.index
         self.refusal = Refused(code, sentence)
@@ -110,10 +110,8 @@ def _round(values: Array, rounded: Chunk, layer: Layer, name: str) -> None:
     if not is_finite and not np.isfinite(rounded).all():
         if np.isfinite(values).all():
             label = Storage(rounded.itemsize).label
-            raise Blocked(layer, "overflow", f"its folded {name} would not fit {label}")
-        raise Blocked(
-            layer, "not-finite", f"its folded {name} would hold numbers that are not finite"
-        )
+            raise Blocked(layer, "overflow", f"its new {name} would not fit {label}")
+        raise Blocked(layer, "not-finite", f"its new {name} would hold numbers that are not finite")
 
 
 def _require_little_loss(size: Array, lost: Array, layer: Layer) -> None:
