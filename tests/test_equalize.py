@@ -240,7 +240,7 @@ def test_channels_that_are_in_no_balance_are_told(tmp_path: Path) -> None:
     first.blobs[0][2] *= 1e-9
     done = equalize_net(net, tmp_path)
     assert done.left("first").code == "in-balance"
-    but = ", but for 2 of weights 0 on one side and 1 that int8 would round to zero"
+    but = ", but for 2 with only zeros on one side and 1 that int8 would round to zero"
     assert done.left("first").reason == SAME + but
 
 

@@ -244,7 +244,7 @@ def _in_balance(pair: Pair, found: Balance) -> Left:
             f"no channel has weights other than 0 both in it and in {described}, which reads it",
         )
     factor = f" to a factor of {found.apart:.3g}" if found.apart >= _SHOWN_FACTOR else ""
-    but = [f"{found.zero} of weights 0 on one side"] if found.zero else []
+    but = [f"{found.zero} with only zeros on one side"] if found.zero else []
     but += [f"{found.lost} that int8 would round to zero"] if found.lost else []
     return Left(
         layer,
