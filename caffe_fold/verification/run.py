@@ -118,7 +118,7 @@ def verify(
         if page is not None:
             from caffe_fold.page.page import verification_page
 
-            page.write(verification_page(original, folded, choices, result))
+            page.write(verification_page(session, choices, result))
             page.commit()
         return result
 
@@ -255,9 +255,14 @@ def _coverage(session: Session, matching: Matching, outcome: Outcome) -> Coverag
     parts = {blob.layer for blob in outcome.blobs if blob.section != "fold" and not blob.problem}
     alone = {blob.layer for blob in outcome.blobs if blob.section == "fold"}
     left: dict[str, int] = {}
+    skipped: dict[str, int] = {}
     for layer in layers:
-        if layer.name not in found and layer.name not in parts:
+        if layer.name in found:
+            continue
+        if layer.name in outcome.skipped:
+            skipped[layer.type] = skipped.get(layer.type, 0) + 1
+        else:
             left[layer.type] = left.get(layer.type, 0) + 1
     folds = {pair.layer for pair in matching.pairs if pair.is_fold}
     compared = sum(layer.name in found for layer in layers)
-    return Coverage(len(layers), compared, len(folds), len(alone), len(parts), left)
+    return Coverage(len(layers), compared, len(folds), len(alone), len(parts), left, skipped)

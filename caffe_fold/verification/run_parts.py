@@ -35,6 +35,7 @@ def in_parts(
             continue
         outcome.engine = engine
         outcome.blobs += found.blobs
+        outcome.skipped |= found.skipped
         outcome.notes += _left_out(session, engine, section)
         break
     for engine, _ in ranked:
