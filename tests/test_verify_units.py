@@ -306,7 +306,7 @@ def test_the_runnable_part_ends_where_a_shape_is_not_known(tmp_path: Path) -> No
 def test_a_fold_alone_has_an_input_of_its_own(tmp_path: Path) -> None:
     a, b, matching = sides(branches(), tmp_path)
     folds = [pair for pair in matching.pairs if pair.is_fold]
-    section = folds_alone(a, b, folds, input_shapes(a, {}))
+    section = folds_alone(a, b, folds, input_shapes(a, {}), frozenset())
     assert sorted(shape[1] for shape in section.shapes.values()) == [3, 4]
     assert len(section.original.layers) == 5
     assert len(section.folded.layers) == 2
