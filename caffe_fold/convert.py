@@ -287,7 +287,8 @@ def _write_page(
             pair, graph = written
             folder = os.path.dirname(pair.weights) or os.curdir
             opened = opened_weights(pair.weights, job.file.kind, graph, folder)
-            last = Facts(graph, stack.enter_context(stack.enter_context(opened).open()))
+            model = stack.enter_context(stack.enter_context(opened).open())
+            last = Facts(graph, model, job.choices)
             names = [name for found in report.equalized.pairs for name in found[:2]]
         inspection = inspected(facts, plan, report.weights, True, last, names)
         page.write(page_of(facts, plan, inspection, report, report.verified))
