@@ -243,7 +243,7 @@ def _carry_out(job: _Job, facts: Facts, plan: Plan, outputs: Outputs, dry_run: b
     if dry_run and job.equalize is None:
         write_parts(job.model, parts, None, job.threads)
         if job.page is not None:
-            _write_page(job.page, facts, plan, report)
+            _write_page(job, job.page, facts, plan, report)
             job.page.commit()
         return report
     with temporary_pair(outputs) as pair:
@@ -260,7 +260,7 @@ def _carry_out(job: _Job, facts: Facts, plan: Plan, outputs: Outputs, dry_run: b
         )
         report = report._replace(written=not dry_run, notes=_still_true(report))
         if job.page is not None:
-            _write_page(job.page, facts, plan, report)
+            _write_page(job, job.page, facts, plan, report, (pair, graph))
         if not dry_run:
             pair.commit()
     if job.page is not None:
@@ -268,12 +268,30 @@ def _carry_out(job: _Job, facts: Facts, plan: Plan, outputs: Outputs, dry_run: b
     return report
 
 
-def _write_page(page: PageTarget, facts: Facts, plan: Plan, report: Report) -> None:
+def _write_page(
+    job: _Job,
+    page: PageTarget,
+    facts: Facts,
+    plan: Plan,
+    report: Report,
+    written: tuple[TemporaryPair, Graph] | None = None,
+) -> None:
+    """Write the page; int8 is told of the weights that were written, if they were equalised."""
     from caffe_fold.inspection.inspect import inspected
     from caffe_fold.page.page import page_of
 
-    inspection = inspected(facts, plan, report.weights, int8=True)
-    page.write(page_of(facts, plan, inspection, report, report.verified))
+    with contextlib.ExitStack() as stack:
+        last: Facts | None = None
+        names: list[str] = []
+        if written is not None and report.equalized is not None and report.equalized.pairs:
+            pair, graph = written
+            folder = os.path.dirname(pair.weights) or os.curdir
+            opened = opened_weights(pair.weights, job.file.kind, graph, folder)
+            model = stack.enter_context(stack.enter_context(opened).open())
+            last = Facts(graph, model, job.choices)
+            names = [name for found in report.equalized.pairs for name in found[:2]]
+        inspection = inspected(facts, plan, report.weights, True, last, names)
+        page.write(page_of(facts, plan, inspection, report, report.verified))
 
 
 def _equalize(job: _Job, keep: Sequence[str], pair: TemporaryPair, graph: Graph) -> Equalized:

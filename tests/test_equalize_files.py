@@ -277,6 +277,23 @@ def test_fold_verifies_and_says_what_it_skips(tmp_path: Path, call: Call) -> Non
     assert re.search(r"verified: \d+ blobs? agrees?.*; skipped 3 of another scale", result.out)
 
 
+def test_layers_whose_blobs_are_skipped_are_not_said_not_to_run(tmp_path: Path, call: Call) -> None:
+    pytest.importorskip("cv2", reason="OpenCV is not installed")
+    net = small_net()
+    model, weights = net.write(tmp_path)
+    report = caffe_fold.fold(model, weights, equalize=True, verify={})
+    assert report.verified is not None
+    assert report.equalized is not None
+    assert report.verified.coverage.not_run == {}
+    assert report.verified.coverage.skipped == {"Convolution": 2, "ReLU": 2}
+    folded = report.output_model, report.output_weights
+    page = tmp_path / "page.html"
+    found = caffe_fold.verify(model, weights, *folded, skip=report.equalized.blobs, html=page)
+    assert found.coverage == report.verified.coverage
+    assert "not run" not in found.to_text()
+    assert "as folding alone makes them" in page.read_text("utf-8")
+
+
 def test_fold_verifies_in_parts_what_no_engine_runs_whole(tmp_path: Path) -> None:
     """A fold beside a pair is not run alone, where it would get another input."""
     pytest.importorskip("cv2", reason="OpenCV is not installed")

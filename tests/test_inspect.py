@@ -127,6 +127,8 @@ def test_real_prototxts_alone_tell_the_same(name: str) -> None:
     assert fates(alone) == fates(both)
     for layer, known in zip(alone.layers, both.layers):
         if layer.role != "other":
+            assert layer.shapes is not None, layer.name
+            assert known.shapes is not None
             assert len(layer.shapes) == len(known.shapes), layer.name
             for shape, real in zip(layer.shapes, known.shapes):
                 known_dims = [dim for dim in shape if dim is not None]
@@ -189,7 +191,21 @@ def test_blobs_that_a_prototxt_implies(
     kind, _, params = text.partition(" ")
     net.layer("layer", kind, "data", "top", params)
     (layer,) = caffe_fold.inspect(net.write(tmp_path)[0]).layers[1:]
-    assert list(layer.shapes) == shapes
+    assert list(layer.shapes or ()) == shapes
+
+
+@pytest.mark.parametrize("kind", ["PReLU", "Normalize", "Odd", "ReLU", "Scale", "shifted Scale"])
+def test_blobs_of_a_type_that_is_not_known_are_null(kind: str, tmp_path: Path) -> None:
+    net = Net("blobs")
+    net.input("data", (1, 4, 6, 6))
+    bottoms = ["data", "data"] if kind.endswith("Scale") else ["data"]
+    params = "scale_param { bias_term: true }" if kind == "shifted Scale" else ""
+    net.layer("layer", kind.split()[-1], bottoms, "top", params)
+    found = caffe_fold.inspect(net.write(tmp_path)[0], html=tmp_path / "page.html")
+    layer = found.to_dict()["layers"][1]
+    is_known = kind in ("ReLU", "Scale")
+    assert layer["shapes"] == ([] if is_known else None)
+    assert layer["parameters"] == (0 if is_known else None)
 
 
 def test_shared_statistics_are_taken_as_equal_and_others_as_different(tmp_path: Path) -> None:

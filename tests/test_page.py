@@ -12,9 +12,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.command import Call, Outcome
 from support.nets import Net
+from support.weights import read_weights
 
 import caffe_fold
 from caffe_fold import convert
@@ -401,3 +403,89 @@ def test_an_input_that_is_read_far_below_is_drawn_again(tmp_path: Path) -> None:
         [last - 2, last],
         [last - 1, last],
     ]
+
+
+# ---- Equalised ----
+
+
+def chain() -> Net:
+    """A fold whose layer is equalised with the next, and one channel that int8 hurts."""
+    net = Net("chain")
+    net.input("data", (1, 3, 12, 12))
+    net.conv("one", "data", 3, 4)
+    net.batch_norm("bn", "one", 4).blobs[1][:] = 1
+    net.scale("scale", "one", 4).blobs[0][:] = [1, 1e-3, 1, 1]
+    net.relu("relu", "one")
+    net.conv("two", "one", 4, 4)
+    net.relu("relu2", "two")
+    net.conv("three", "two", 4, 2)
+    return net
+
+
+@pytest.mark.parametrize("kind", ["binary", "hdf5"])
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_int8_is_told_of_the_equalised_weights(kind: str, dry_run: bool, tmp_path: Path) -> None:
+    model, weights = chain().write(tmp_path)
+    if kind == "hdf5":
+        weights = hdf5_of(weights)
+    page = tmp_path / "page.html"
+    caffe_fold.fold(model, weights, dry_run=dry_run, html=page)
+    plain = read(page)
+    assert "1 of 1 layers int8 hurts" in plain.text
+    assert "or equalising, helps" in plain.text
+    report = caffe_fold.fold(model, weights, equalize=True, dry_run=dry_run, html=page)
+    assert report.equalized is not None
+    parsed = read(page)
+    assert [pair[:2] for pair in report.equalized.pairs] == [("one", "two"), ("two", "three")]
+    assert "0 of 3 layers int8 hurts, once equalised" in parsed.text
+    assert "equalising, helps" not in parsed.text
+    assert ("as they were written" in parsed.text) != dry_run
+    curves = [a["class"] for tag, a in parsed.tags if tag == "path" and "class" in a]
+    assert curves.count("curve equalized") == curves.count("curve after") == 3
+    assert "Blobs of another scale: " + ", ".join(report.equalized.blobs) in parsed.text
+    assert all(left.reason in parsed.text for left in report.equalized.left)
+    for pair in report.equalized.pairs:
+        assert f"{pair.first} {pair.second} {pair.smallest:.3g} to" in parsed.text
+    if not dry_run and kind == "binary":
+        states = data_of(page)["layers"][1]["facts"][-1]
+        assert states[0] == "int8 SQNR"
+        assert states[1].endswith(f" → {sqnr(tmp_path / 'net_inference.caffemodel', 'one')} dB")
+
+
+def hdf5_of(weights: Path) -> Path:
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    target = weights.with_suffix(".caffemodel.h5")
+    with h5py.File(target, "w") as file:
+        for entry in read_weights(weights.read_bytes()):
+            for index, blob in enumerate(entry.blobs):
+                values = np.asarray(blob.values, np.float32).reshape(blob.shape)
+                file[f"data/{entry.name}/{index}"] = values
+    return target
+
+
+def sqnr(weights: Path, layer: str) -> str:
+    (found,) = [entry for entry in read_weights(weights.read_bytes()) if entry.name == layer]
+    rows = np.asarray(found.blobs[0].values, np.float64).reshape(found.blobs[0].shape[0], -1)
+    step = np.abs(rows).max() / 127
+    errors = rows - np.rint(rows / step) * step
+    return f"{-10 * np.log10(((errors**2).sum(axis=1) / (rows**2).sum(axis=1)).mean()):.1f}"
+
+
+def test_equalised_layers_are_on_the_page_where_nothing_folds(tmp_path: Path) -> None:
+    net = chain()
+    del net.layers[2:4]
+    net.layers[1].blobs[0][1] *= 1e-3
+    page = tmp_path / "page.html"
+    caffe_fold.fold(*net.write(tmp_path), equalize=True, html=page)
+    text = read(page).text
+    assert "layers int8 hurts, once equalised" in text
+    assert "changes a layer's weights" not in text
+
+
+def test_a_page_on_which_equalising_found_nothing(folder: Path) -> None:
+    page = folder / "page.html"
+    net = folder / "net.prototxt", folder / "net.caffemodel"
+    caffe_fold.fold(*net, equalize=True, html=page)
+    text = read(page).text
+    assert "No pair of layers was equalised" in text
+    assert "once equalised" not in text

@@ -117,7 +117,7 @@ def test_a_small_gain_is_named_as_the_cause(tmp_path: Path) -> None:
     (data,) = caffe_fold.inspect(tmp_path / "net.prototxt", tmp_path / "net.caffemodel", int8=True
                                  ).to_dict()["int8"]["layers"]  # fmt: skip
     assert layer.is_hurt
-    assert layer.lost > 6
+    assert layer.before.sqnr - layer.after.sqnr > 6
     assert re.search(r"Channel 2 has 0\.\d+% of the largest range, by its gain of 0\.002",
                      data["reason"])  # fmt: skip
     assert re.search(r"keeps 0\.\d bits", data["reason"])
@@ -135,13 +135,54 @@ def test_a_large_gain_is_named_as_the_cause(tmp_path: Path) -> None:
     assert "3 of 4 channels keep fewer than 4 of 8 bits" in layer["reason"]
 
 
+def reason_of(rows: list[float], gains: list[float], folder: Path) -> str:
+    """The words for a layer whose channels have these ranges, and then these gains."""
+    net = net_of("conv")
+    ranges = np.reshape(rows, (4, 1, 1, 1))
+    net.layers[1].blobs[0] *= ranges / np.abs(net.layers[1].blobs[0]).max((1, 2, 3), keepdims=True)
+    net.layers[2].blobs[1][:] = 1
+    net.layers[2].blobs[2][:] = 1
+    net.layers[3].blobs[0][:] = gains
+    return str(measured(net, folder).to_dict()["reason"])
+
+
+def test_a_gain_is_no_cause_of_a_range_that_it_makes_smaller(tmp_path: Path) -> None:
+    reason = reason_of([100, 1, 1, 1], [0.2, 1, 1, 1], tmp_path)
+    assert reason.startswith("Channel 0 has 20 times the median range, and sets the step")
+    assert "gain" not in reason
+
+
+def test_a_gain_is_no_cause_of_a_range_that_it_makes_larger(tmp_path: Path) -> None:
+    reason = reason_of([1, 1, 1, 0.002], [1, 1, 1, 5], tmp_path)
+    assert "Channel 3 has 1% of the largest range and keeps" in reason
+    assert "gain" not in reason
+
+
+def test_a_gain_that_is_only_a_part_of_the_cause(tmp_path: Path) -> None:
+    reason = reason_of([8, 1, 1, 0.125], [4, 1, 1, 0.25], tmp_path)
+    assert reason.startswith(
+        "Channel 0 has 32 times the median range, 8 times the median without its gain of 4 "
+        "(median 1), and sets the step"
+    )
+    assert (
+        "of the largest range, 0.12 times the median without its gain of 0.25 (median 1) and keeps"
+    ) in reason
+
+
+def test_a_fold_that_makes_a_layer_better_is_said_to(tmp_path: Path) -> None:
+    reason = reason_of([50, 1, 1, 1], [0.02, 1, 1, 1], tmp_path)
+    assert reason.endswith("%, so folding made it better.")
+    assert "; before folding it was" in reason
+
+
 def test_gains_that_are_alike_hurt_nothing(tmp_path: Path) -> None:
     net = net_of("conv")
     net.layers[2].blobs[1][:] = 1
     net.layers[3].blobs[0][:] = 1
     layer = measured(net, tmp_path)
     assert not layer.is_hurt
-    assert layer.lost < 0.01
+    assert abs(layer.before.sqnr - layer.after.sqnr) < 0.01
+    assert layer.to_dict()["reason"].endswith(", as it was before folding.")
     assert layer.dead == layer.zero_gains == 0
 
 

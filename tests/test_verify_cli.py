@@ -286,3 +286,36 @@ def test_options_of_the_verification_need_it(
     code, _, err = run(*fold(tmp_path), *option)
     assert (code, err) == (2, f"error: {option[0]} needs --verify\n")
     assert run(*fold(tmp_path), "--verify", "--dry-run")[0] == 2
+
+
+def transposed(folder: Path, has_norm: bool) -> None:
+    net = Net(seed=3)
+    net.input("data", (1, 6))
+    net.inner_product("first", "data", 6, 5)
+    net.batch_norm("bn", "first", 5)
+    net.relu("relu", "first")
+    net.inner_product("second", "first", 5, 5, transpose=True)
+    if has_norm:
+        net.batch_norm("bn2", "second", 5)
+    net.relu("relu2", "second", "end")
+    net.write(folder)
+
+
+def test_a_transposed_layer_is_not_run_by_an_engine_that_ignores_it(
+    tmp_path: Path, run: Run
+) -> None:
+    transposed(tmp_path, has_norm=False)
+    code, out, err = run(*fold(tmp_path), "--verify", "--verify-engine", "opencv")
+    assert (code, err) == (0, "")
+    code, out, err = run("verify", *files(tmp_path), "--engine", "opencv")
+    assert (code, err) == (0, "")
+    assert "opencv does not run it whole: it does not know InnerProduct with transpose" in out
+    assert "cut out for opencv: 1 InnerProduct with transpose" in out
+    assert "not run: 1 InnerProduct" in out
+
+
+def test_a_fold_into_a_transposed_layer_is_not_run_alone_either(tmp_path: Path, run: Run) -> None:
+    transposed(tmp_path, has_norm=True)
+    code, _, err = run(*fold(tmp_path), "--verify", "--verify-engine", "opencv")
+    assert code == 1
+    assert "second: no engine ran this fold, so nothing proves it" in err

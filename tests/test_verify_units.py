@@ -306,7 +306,7 @@ def test_the_runnable_part_ends_where_a_shape_is_not_known(tmp_path: Path) -> No
 def test_a_fold_alone_has_an_input_of_its_own(tmp_path: Path) -> None:
     a, b, matching = sides(branches(), tmp_path)
     folds = [pair for pair in matching.pairs if pair.is_fold]
-    section = folds_alone(a, b, folds, input_shapes(a, {}))
+    section = folds_alone(a, b, folds, input_shapes(a, {}), frozenset())
     assert sorted(shape[1] for shape in section.shapes.values()) == [3, 4]
     assert len(section.original.layers) == 5
     assert len(section.folded.layers) == 2
@@ -394,7 +394,7 @@ def verification(**changes: object) -> Verification:
             result("good", 1e-6),
         ),
         "incomparable": (Skipped("data", "it went elsewhere"),),
-        "coverage": Coverage(5, 4, 2, 1, 3, {"Odd": 1}),
+        "coverage": Coverage(5, 4, 2, 1, 3, {"Odd": 1}, {"PReLU": 2, "Convolution": 1}),
         "timing": Timing(15, 0.176, 0.162, 229, 123),
         "notes": ("one note",),
     }
@@ -408,6 +408,7 @@ def test_the_text_shows_the_worst_first() -> None:
     assert lines[3] == "not comparable: data: it went elsewhere"
     assert "covered 4 of 5 layers of the folded net: 1 of 2 folds alone, 3 layers in parts" in lines
     assert "not run: 1 Odd" in lines
+    assert "not compared, since their blobs are skipped: 2 PReLU, 1 Convolution" in lines
     assert "time 176.0 -> 162.0 ms (1.09x), median of 15; layers 229 -> 123" in lines
     assert lines[-1].startswith("FAIL: 1 of 2 blobs differ, bad: its shape is (1, 2)")
 

@@ -104,13 +104,20 @@ def computable_plan(
     return until_computable(graph, model, choices, kept, compute)
 
 
-def inspected(facts: Facts, plan: Plan, weights: Path | None, int8: bool) -> Inspection:
-    """A plan as the facts of each layer."""
+def inspected(
+    facts: Facts,
+    plan: Plan,
+    weights: Path | None,
+    int8: bool,
+    written: Facts | None = None,
+    equalized: Sequence[str] = (),
+) -> Inspection:
+    """A plan as the facts of each layer; ``written`` and ``equalized`` as for ``readiness``."""
     return Inspection(
         os.fspath(facts.graph.net.document.path),
         None if weights is None else os.fspath(weights),
         layer_facts(facts, plan),
-        readiness(facts, plan) if int8 and weights is not None else None,
+        readiness(facts, plan, written, equalized) if int8 and weights is not None else None,
     )
 
 

@@ -92,7 +92,7 @@ def _layer(layer: LayerFacts) -> dict[str, Any]:
         "role": layer.role,
         "bottoms": [_name(name) for name in layer.bottoms],
         "tops": [_name(name) for name in layer.tops],
-        "shapes": [list(shape) for shape in layer.shapes],
+        "shapes": None if layer.shapes is None else [list(shape) for shape in layer.shapes],
         "parameters": layer.parameters,
         "gain": [number if math.isfinite(number) else None for number in gain] if gain else None,
         "fate": layer.fate.kind,

@@ -38,8 +38,8 @@ class Fate:
 @dataclass(frozen=True)
 class LayerFacts:
     """One layer. ``role`` is "linear", "affine" or "other"; ``shapes`` are its blobs', with
-    None for what the prototxt alone does not tell; ``gain`` are the least and the largest
-    size of its multipliers, where they are known."""
+    None for what the prototxt alone does not tell, all of them or a size; ``gain``
+    are the least and the largest size of its multipliers, where they are known."""
 
     at: int
     name: str
@@ -48,13 +48,15 @@ class LayerFacts:
     role: str
     bottoms: tuple[str, ...]
     tops: tuple[str, ...]
-    shapes: tuple[Dims, ...]
+    shapes: tuple[Dims, ...] | None
     gain: tuple[float, float] | None
     fate: Fate
 
     @property
     def parameters(self) -> int | None:
         """How many numbers its blobs hold, if that is known."""
+        if self.shapes is None:
+            return None
         dims = [dim for shape in self.shapes for dim in shape]
         if any(dim is None for dim in dims):
             return None
@@ -114,7 +116,7 @@ def totals(layers: Sequence[LayerFacts]) -> tuple[Totals, ...]:
     return tuple(found.values())
 
 
-def _shapes(facts: Facts, at: int) -> tuple[Dims, ...]:
+def _shapes(facts: Facts, at: int) -> tuple[Dims, ...] | None:
     if isinstance(facts.model, StandIn):
         return facts.model.implied[at]
     entries = facts.model.by_name.get(facts.graph.layers[at].name, ())

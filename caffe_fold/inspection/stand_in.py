@@ -29,17 +29,31 @@ __all__ = ["StandIn", "blob_shapes", "stand_in"]
 # More channels than any net has; beyond, a number is not believed but taken as not told.
 _MOST = 1 << 16
 
+# Types without blobs, of Caffe (src/caffe/layers) and of its SSD fork. Of any other type
+# but those that fold it is not known what blobs a layer has.
+_WITHOUT_BLOBS = frozenset(
+    (
+        "AbsVal Accuracy AnnotatedData ArgMax BNLL BatchReindex Clip Concat ContrastiveLoss Crop "
+        "Data DetectionEvaluate DetectionOutput Dropout DummyData ELU Eltwise EuclideanLoss Exp "
+        "Filter Flatten HDF5Data HDF5Output HingeLoss Im2col ImageData InfogainLoss Input LRN Log "
+        "MVN MemoryData MultiBoxLoss MultinomialLogisticLoss Permute Pooling Power PriorBox ReLU "
+        "Reduction Reshape SPP Sigmoid SigmoidCrossEntropyLoss Silence Slice SmoothL1Loss Softmax "
+        "SoftmaxWithLoss Split Swish TanH Threshold Tile VideoData WindowData"
+    ).split()
+)
+
 
 class StandIn(Caffemodel):
     """A caffemodel without a file. A blob's ``start`` is its number, and each of its values
     is that number and a half: never 0 or 1, and different from blob to blob. ``implied`` are
-    the shapes of each layer's blobs, with None for what the prototxt does not tell."""
+    the shapes of each layer's blobs, with None for what the prototxt does not tell, be it a
+    size or which blobs there are."""
 
     def __init__(
         self,
         entries: tuple[Entry, ...],
         by_name: dict[str, tuple[Entry, ...]],
-        implied: tuple[tuple[Dims, ...], ...],
+        implied: tuple[tuple[Dims, ...] | None, ...],
     ) -> None:
         super().__init__(Source(os.devnull, -1, 0), entries, by_name)
         self.implied = implied
@@ -68,7 +82,7 @@ def stand_in(graph: Graph) -> StandIn:
     for at, layer in enumerate(graph.layers):
         blobs = []
         bottom = shapes[graph.bottoms[at][0]] if layer.bottoms else ()
-        for index, dims in enumerate(implied[at]):
+        for index, dims in enumerate(implied[at] or ()):
             name = layer.params[index] if index < len(layer.params) else ""
             number = numbers.setdefault(name or (at, index), len(numbers) + 1)
             blobs.append(_blob(number, _filled(graph, layer, dims, bottom, unknown)))
@@ -80,16 +94,23 @@ def stand_in(graph: Graph) -> StandIn:
     return StandIn(tuple(entries), by_name, implied)
 
 
-def blob_shapes(graph: Graph, at: int, shapes: list[Dims]) -> tuple[Dims, ...]:
-    """The shapes of a linear or affine layer's blobs as its prototxt implies them. What it
-    does not tell is None. Sources: as in layers/linear.py, affine.py and batch_norm.py."""
+def blob_shapes(graph: Graph, at: int, shapes: list[Dims]) -> tuple[Dims, ...] | None:
+    """The shapes of a layer's blobs as its prototxt implies them. What it does not tell is
+    None, and so is all where the blobs of its type are not known. Sources: as in
+    layers/linear.py, affine.py and batch_norm.py."""
     layer = graph.layers[at]
     bottom = shapes[graph.bottoms[at][0]] if layer.bottoms else ()
     if layer.type in LINEAR:
         return _linear_shapes(layer, _message(graph, layer, LINEAR), bottom)
-    if layer.type not in AFFINE or len(layer.bottoms) != 1:
+    if layer.type in _WITHOUT_BLOBS:
         return ()
+    if layer.type not in AFFINE:
+        return None
     message = _message(graph, layer, AFFINE)
+    if len(layer.bottoms) != 1:
+        # The second bottom is the multiplier or the shift (scale_layer.cpp, bias_layer.cpp).
+        is_told = layer.type == "Bias" or (layer.type == "Scale" and not message.bias_term)
+        return () if is_told else None
     channels = bottom[1] if len(bottom) > 1 else None
     if layer.type == "BatchNorm":
         return _batch_norm_shapes(message, channels)
@@ -98,7 +119,7 @@ def blob_shapes(graph: Graph, at: int, shapes: list[Dims]) -> tuple[Dims, ...]:
     if layer.type in ("Scale", "Bias"):
         has_two = layer.type == "Scale" and message.bias_term
         return (_axes(message, bottom),) * (2 if has_two else 1)
-    return ()
+    return None
 
 
 def _message(graph: Graph, layer: Layer, types: Mapping[str, Any]) -> Any:

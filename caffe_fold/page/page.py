@@ -12,7 +12,7 @@ from caffe_fold.planning.facts import Facts
 from caffe_fold.planning.plan import Plan
 from caffe_fold.report import Report
 from caffe_fold.verification.result import Verification
-from caffe_fold.verification.sides import Side
+from caffe_fold.verification.session import Session
 
 __all__ = ["Page", "page_of", "verification_page"]
 
@@ -58,9 +58,10 @@ def page_of(
     )
 
 
-def verification_page(original: Side, folded: Side, choices: Choices, result: Verification) -> Page:
+def verification_page(session: Session, choices: Choices, result: Verification) -> Page:
     """A verified pair as a page. How it was folded is not on record, so that the picture is
     of what this fold does; where that is not the folded net, a note says so."""
+    original, folded = session.a, session.b
     facts, plan = computable_plan(original.graph, original.caffemodel, choices)
     left = {la.name for la, alive in zip(facts.graph.layers, plan.surgery.alive) if alive}
     note = ""
@@ -68,6 +69,12 @@ def verification_page(original: Side, folded: Side, choices: Choices, result: Ve
         note = (
             "The folded net has other layers than the picture, which shows what folding does by "
             "the options given here: it was made with others, or by another tool."
+        )
+    if session.skip:
+        note += (
+            f"{' ' if note else ''}Blobs were skipped, as those are that equalising gives another "
+            "scale: what is said of int8 is of the weights as folding alone makes them, and not of "
+            "those in the folded file."
         )
     inspection = inspected(facts, plan, original.files.weights, int8=True)
     return page_of(facts, plan, inspection, verification=result, note=note)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from caffe_fold.page.charts import Chart, chart
 from caffe_fold.page.page import Page
 from caffe_fold.page.picture import Picture
 from caffe_fold.quantization.readiness import LayerReadiness, Weights
+from caffe_fold.quantization.result import Equalized
 from caffe_fold.quantization.words import why_hurt
 from caffe_fold.report import size_text
 from caffe_fold.verification.result import Verification, coverage_lines
@@ -38,7 +39,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Int8Row:
-    """One folded layer under int8. ``cells`` are numbers before and after."""
+    """One layer under int8. ``cells`` are numbers in each of its states."""
 
     at: int
     layer: str
@@ -46,11 +47,23 @@ class Int8Row:
     is_hurt: bool
     why: str
     channels: int
-    cells: tuple[tuple[str, str], ...]
+    cells: tuple[tuple[str, ...], ...]
     least_bits: str
     dead: int
     small: Chart
     large: Chart
+
+
+@dataclass(frozen=True)
+class Balanced:
+    """An equalised pair; ``before`` and ``after`` are the largest output range of its first
+    layer by the median one, ``factors`` from the smallest to the largest."""
+
+    first: str
+    second: str
+    factors: str
+    before: str
+    after: str
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,8 @@ class View:
     unread: tuple[str, ...]
     verification: Verification | None
     covered: tuple[str, ...]
+    equalized: Equalized | None
+    balanced: tuple[Balanced, ...]
 
 
 def view_of(page: Page) -> View:
@@ -79,6 +94,7 @@ def view_of(page: Page) -> View:
     found = inspection.readiness
     rows = [] if found is None else [_int8(layer) for layer in _worst_first(found.layers)]
     layers = inspection.layers
+    equalized = None if page.report is None else page.report.equalized
     return View(
         _title(inspection),
         tuple(_files(page)),
@@ -94,6 +110,8 @@ def view_of(page: Page) -> View:
         () if found is None else found.unread,
         page.verification,
         () if page.verification is None else tuple(coverage_lines(page.verification)),
+        equalized,
+        () if equalized is None else tuple(_balanced(equalized)),
     )
 
 
@@ -126,6 +144,8 @@ def _facts(page: Page) -> list[Fact]:
     if report is not None:
         sizes = (size_text(report.before.weights_bytes), size_text(report.after.weights_bytes))
         facts.append(Fact("weights", " → ".join(sizes)))
+        if report.equalized is not None:
+            facts.append(Fact("pairs equalised", str(len(report.equalized.pairs))))
         if report.checked is not None:
             facts.append(Fact("layers re-read and compared", str(report.checked.layers), "good"))
         elif not report.written:
@@ -137,7 +157,9 @@ def _facts(page: Page) -> list[Fact]:
         )
     if inspection.readiness is not None and inspection.readiness.layers:
         hurt, count = len(inspection.readiness.hurt), len(inspection.readiness.layers)
-        facts.append(Fact("layers int8 hurts", f"{hurt} of {count}", "bad" if hurt else "good"))
+        is_equalized = any(la.equalized is not None for la in inspection.readiness.layers)
+        label = "layers int8 hurts, once equalised" if is_equalized else "layers int8 hurts"
+        facts.append(Fact(label, f"{hurt} of {count}", "bad" if hurt else "good"))
     return facts
 
 
@@ -154,25 +176,25 @@ def _warnings(page: Page) -> list[str]:
 
 
 def _worst_first(layers: Sequence[LayerReadiness]) -> list[LayerReadiness]:
-    return sorted(layers, key=lambda layer: layer.after.sqnr)
+    return sorted(layers, key=lambda layer: layer.last.sqnr)
 
 
 def _int8(layer: LayerReadiness) -> Int8Row:
-    before, after = layer.before, layer.after
-    live = after.bits[after.alive]
-    states = (("before", before), ("after", after))
+    states, last = layer.states, layer.last
+    live = last.bits[last.alive]
+    weights = [weights for _, weights in states]
     return Int8Row(
         layer.at,
         show(layer.layer),
         show(layer.type, 40),
         layer.is_hurt,
         why_hurt(layer),
-        int(after.ranges.size),
+        int(last.ranges.size),
         (
-            (_decibels(before), _decibels(after)),
-            (_ratio(before.spread), _ratio(after.spread)),
-            (f"{before.largest_bias:.3g}", f"{after.largest_bias:.3g}"),
-            (_ratio(before.bias_to_weights), _ratio(after.bias_to_weights)),
+            tuple(map(_decibels, weights)),
+            tuple(_ratio(state.spread) for state in weights),
+            tuple(f"{state.largest_bias:.3g}" for state in weights),
+            tuple(_ratio(state.bias_to_weights) for state in weights),
         ),
         f"{live.min():.1f}" if live.size else "–",
         layer.dead,
@@ -189,6 +211,14 @@ def _ratio(value: float) -> str:
     if not math.isfinite(value):
         return "–"
     return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
+
+
+def _balanced(equalized: Equalized) -> Iterator[Balanced]:
+    ranges = {found.layer: found.ratios for found in equalized.ranges}
+    for pair in equalized.pairs:
+        before, after = map(_ratio, ranges[pair.first])
+        factors = f"{pair.smallest:.3g} to {pair.largest:.3g}"
+        yield Balanced(show(pair.first), show(pair.second), factors, before, after)
 
 
 # ---- What the script draws ----
@@ -224,7 +254,8 @@ def _drawn(layer: LayerFacts, numbers: LayerReadiness | None) -> dict[str, Any]:
     if layer.gain is not None:
         facts.append(["gain", gain_text(layer.gain)])
     if numbers is not None:
-        facts.append(["int8 SQNR", f"{_decibels(numbers.before)} → {_decibels(numbers.after)} dB"])
+        decibels = " → ".join(_decibels(weights) for _, weights in numbers.states)
+        facts.append(["int8 SQNR", f"{decibels} dB"])
     kind = "plain" if layer.fate.kind == "stays" and not layer.fate.reason else layer.fate.kind
     return {
         "name": show(layer.name),

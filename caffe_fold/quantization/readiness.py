@@ -1,4 +1,5 @@
-"""What int8 with one step for a whole layer does to its weights, before a fold and after.
+"""What int8 with one step for a whole layer does to its weights, before a fold, after it
+and, where they were equalised, in the file that was written.
 
 Per-tensor symmetric int8 rounds each weight to a multiple of ``step = max |w| / 127``. So
 of its 255 levels a channel whose largest |w| is r keeps ``1 + 254 r / max |w|``, in bits
@@ -24,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffe_fold.errors import show
-from caffe_fold.planning.facts import Facts
+from caffe_fold.layers.linear import LINEAR
+from caffe_fold.planning.facts import Facts, LinearLayer
 from caffe_fold.planning.plan import Fold, Plan
 from caffe_fold.quantization.ranges import keep_largest
 from caffe_fold.weights.caffemodel import Caffemodel
@@ -97,8 +99,9 @@ class Weights:
 
 @dataclass(frozen=True)
 class LayerReadiness:
-    """One folded layer. ``gains`` are those of its output channels, (N,), or None where
-    nothing was folded in from behind."""
+    """One folded or equalised layer. ``gains`` are those of its output channels, (N,), or None
+    where nothing was folded in from behind; ``equalized`` are the weights as they were written,
+    or None where nothing was equalised."""
 
     layer: str
     type: str
@@ -108,6 +111,18 @@ class LayerReadiness:
     before: Weights
     after: Weights
     gains: Array | None
+    equalized: Weights | None = None
+
+    @property
+    def last(self) -> Weights:
+        """The weights at the end of all that was done."""
+        return self.after if self.equalized is None else self.equalized
+
+    @property
+    def states(self) -> tuple[tuple[str, Weights], ...]:
+        """The states of the weights in order, by name."""
+        found = (("before", self.before), ("after", self.after))
+        return found if self.equalized is None else (*found, ("equalized", self.equalized))
 
     @property
     def zero_gains(self) -> int:
@@ -116,20 +131,13 @@ class LayerReadiness:
 
     @property
     def dead(self) -> int:
-        """How many channels are dead after folding."""
-        return int((~self.after.alive).sum())
-
-    @property
-    def lost(self) -> float:
-        """How many decibels folding costs; 0 where it costs none."""
-        if math.isinf(self.after.sqnr):
-            return 0.0
-        return max(self.before.sqnr - self.after.sqnr, 0.0)
+        """How many channels are dead in the end."""
+        return int((~self.last.alive).sum())
 
     @property
     def is_hurt(self) -> bool:
-        """Whether int8 leaves more than a hundredth of noise in the folded weights."""
-        return self.after.sqnr < HURT
+        """Whether int8 leaves more than a hundredth of noise in the last weights."""
+        return self.last.sqnr < HURT
 
     def to_dict(self) -> dict[str, Any]:
         from caffe_fold.quantization.words import why_hurt
@@ -141,14 +149,13 @@ class LayerReadiness:
             "reason": why_hurt(self),
             "zero_gains": self.zero_gains,
             "dead_channels": self.dead,
-            "before": _state(self.before),
-            "after": _state(self.after),
+            **{name: _state(weights) for name, weights in self.states},
         }
 
 
 @dataclass(frozen=True)
 class Readiness:
-    """The folded layers whose weights change, in the order of the net. ``unread`` are those
+    """The layers whose weights change, in the order of the net. ``unread`` are those
     whose weights hold numbers that are not finite."""
 
     layers: tuple[LayerReadiness, ...]
@@ -157,7 +164,7 @@ class Readiness:
     @property
     def hurt(self) -> tuple[LayerReadiness, ...]:
         """The layers that int8 hurts, worst first."""
-        return tuple(sorted((la for la in self.layers if la.is_hurt), key=lambda la: la.after.sqnr))
+        return tuple(sorted((la for la in self.layers if la.is_hurt), key=lambda la: la.last.sqnr))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: what is not finite is null."""
@@ -167,31 +174,62 @@ class Readiness:
         }
 
 
-def readiness(facts: Facts, plan: Plan) -> Readiness:
+def readiness(
+    facts: Facts, plan: Plan, written: Facts | None = None, equalized: Sequence[str] = ()
+) -> Readiness:
     """Measure each fold that changes its layer's weights. Reads them; memory does not grow
-    with the model but by a few numbers a channel."""
+    with the model but by a few numbers a channel.
+
+    :param written: the equalised net, of which the weights are read as they lie there.
+    :param equalized: the names of the layers that equalising changed, folded or not.
+    """
+    folds = {fold.at: fold for fold in plan.folds}
+    names = frozenset(equalized)
+    places = [
+        at
+        for at, layer in enumerate(facts.graph.layers)
+        if at in folds or (layer.type in LINEAR and layer.name in names)
+    ]
     found, unread = [], []
-    for fold in plan.folds:
-        layout = fold.linear.layout
-        states = (Folding(layout, None, None), Folding(layout, fold.before, fold.behind))
-        before, after = _measured(facts.model, fold, states)
-        name = fold.linear.layer.name
-        if not (np.isfinite(before.ranges).all() and np.isfinite(after.ranges).all()):
-            unread.append(name)
-            continue
-        found.append(
-            LayerReadiness(
-                name,
-                fold.linear.layer.type,
-                fold.at,
-                tuple(a.layer.name for a in fold.layers_before),
-                tuple(a.layer.name for a in fold.layers_behind),
-                before,
-                after,
-                _gains(fold),
-            )
-        )
+    for at in places:
+        layer = _layer(facts, at, folds.get(at), written)
+        if all(np.isfinite(weights.ranges).all() for _, weights in layer.states):
+            found.append(layer)
+        else:
+            unread.append(layer.layer)
     return Readiness(tuple(found), tuple(unread))
+
+
+def _layer(facts: Facts, at: int, fold: Fold | None, written: Facts | None) -> LayerReadiness:
+    """Measure one layer in all of its states; ``fold`` is None where none changes it."""
+    linear = facts.linear(at) if fold is None else fold.linear
+    as_it_is = Folding(linear.layout, None, None)
+    if fold is None:
+        (before,) = _measured(facts.model, linear, (as_it_is,))
+        after = before
+    else:
+        folded = Folding(linear.layout, fold.before, fold.behind)
+        before, after = _measured(facts.model, linear, (as_it_is, folded))
+    return LayerReadiness(
+        linear.layer.name,
+        linear.layer.type,
+        at,
+        () if fold is None else tuple(a.layer.name for a in fold.layers_before),
+        () if fold is None else tuple(a.layer.name for a in fold.layers_behind),
+        before,
+        after,
+        None if fold is None else _gains(fold),
+        None if written is None else _as_written(written, linear.layer.name),
+    )
+
+
+def _as_written(written: Facts, name: str) -> Weights:
+    """A layer's weights as they lie in the written file. A folded layer has a name of its own:
+    of two of one name none is folded or equalised."""
+    (at,) = (at for at, layer in enumerate(written.graph.layers) if layer.name == name)
+    linear = written.linear(at)
+    (found,) = _measured(written.model, linear, (Folding(linear.layout, None, None),))
+    return found
 
 
 def _gains(fold: Fold) -> Array | None:
@@ -200,16 +238,16 @@ def _gains(fold: Fold) -> Array | None:
     return np.broadcast_to(fold.behind.scale, (fold.linear.layout.outputs,))
 
 
-def _measured(model: Caffemodel, fold: Fold, states: Sequence[Folding]) -> list[Weights]:
+def _measured(model: Caffemodel, linear: LinearLayer, states: Sequence[Folding]) -> list[Weights]:
     """The layer's weights in some states, in the time that it takes to read them twice."""
     sums = [_Sums(folding) for folding in states]
-    for block, row, col in _blocks(model, fold):
+    for block, row, col in _blocks(model, linear):
         for one in sums:
             one.add_ranges(block, row, col)
-    for block, row, col in _blocks(model, fold):
+    for block, row, col in _blocks(model, linear):
         for one in sums:
             one.add_errors(block, row, col)
-    bias = None if fold.linear.bias is None else model.vector(fold.linear.bias)
+    bias = None if linear.bias is None else model.vector(linear.bias)
     return [one.weights(bias) for one in sums]
 
 
@@ -246,12 +284,12 @@ class _Sums:
         return Weights(self.ranges, noise, self.folding.bias(bias, self.shifts), norms)
 
 
-def _blocks(model: Caffemodel, fold: Fold) -> Iterator[tuple[Array, int, int]]:
-    """The weights of a fold's layer, a block of rows and columns at a time, and its place."""
-    layout = fold.linear.layout
+def _blocks(model: Caffemodel, linear: LinearLayer) -> Iterator[tuple[Array, int, int]]:
+    """The weights of a layer, a block of rows and columns at a time, and its place."""
+    layout = linear.layout
     for row, rows, col, cols in blocks(layout):
         start = row * layout.cols + col
-        values = model.values(fold.linear.weight, start, start + rows * cols)
+        values = model.values(linear.weight, start, start + rows * cols)
         yield values.astype(np.float64).reshape(rows, cols), row, col
 
 

@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from caffe_fold.layers.affine import Refused
+from caffe_fold.verification.engine import TRANSPOSED
 from caffe_fold.verification.match import Matching, Pair
 from caffe_fold.verification.shapes import Shape, infer
 from caffe_fold.verification.sides import Side
-from caffe_fold.verification.text import Draft, can_be_standard, is_retyped, standard_type
+from caffe_fold.verification.text import Draft, can_be_standard, is_retyped, kind_to_run
 
 __all__ = ["Section", "folds_alone", "parts", "whole"]
 
@@ -56,7 +57,7 @@ def parts(
     for at, layer in enumerate(graph.layers):
         if not layer.bottoms:
             continue
-        is_known = standard_type(layer) in known
+        is_known = kind_to_run(a, at) in known
         if is_known and is_retyped(a, at):
             is_known = can_be_standard(a, at)
         if is_known and there.issuperset(graph.bottoms[at]):
@@ -110,8 +111,15 @@ def _section(
 # ---- Folds alone ----
 
 
-def folds_alone(a: Side, b: Side, folds: Sequence[Pair], shapes: Mapping[int, Shape]) -> Section:
-    """Folds, each on an input of its own, but for those for which none could be made."""
+def folds_alone(
+    a: Side,
+    b: Side,
+    folds: Sequence[Pair],
+    shapes: Mapping[int, Shape],
+    known: frozenset[str],
+) -> Section:
+    """Folds, each on an input of its own, but for those for which none could be made, and for
+    an InnerProduct that the engine would take for another."""
     inferred = infer(a.graph, shapes)
     layers_a: dict[int, None] = {}
     inputs_a: dict[int, str] = {}
@@ -123,6 +131,8 @@ def folds_alone(a: Side, b: Side, folds: Sequence[Pair], shapes: Mapping[int, Sh
         at, place = places_a[pair.layer], places_b[pair.layer]
         run = (*pair.before, at, *pair.behind)
         value = a.graph.bottoms[run[0]][0]
+        if any(kind_to_run(a, each) == TRANSPOSED for each in run) and TRANSPOSED not in known:
+            continue
         shape = _input_shape(a, run, at, inferred.get(value))
         if shape is None or not all(can_be_run(a, each) for each in run):
             continue

@@ -9,7 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Array", "Engine", "EngineError", "Job", "Values"]
+__all__ = ["TRANSPOSED", "Array", "Engine", "EngineError", "Job", "Values"]
+
+# What an engine has to know, beside the type, for an InnerProduct with this parameter.
+TRANSPOSED = "InnerProduct with transpose"
 
 Array = NDArray[Any]
 Inputs = Mapping[str, NDArray[np.float32]]
@@ -40,7 +43,7 @@ class Engine(Protocol):
     def version(self) -> str: ...
 
     def known(self) -> frozenset[str]:
-        """The types of layers that it computes as Caffe does."""
+        """The types of layers that it computes as Caffe does, as ``kind_to_run`` has them."""
 
     def reads(self, has_doubles: bool) -> bool:
         """Whether it reads a file's number types."""

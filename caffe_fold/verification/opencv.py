@@ -16,7 +16,9 @@ __all__ = ["OpenCV"]
 
 _INSTALL = "pip install 'caffe-fold[verify]'"
 
-# The importer passes on any type; these its layers compute as Caffe does.
+# The importer passes on any type; these its layers compute as Caffe does. An InnerProduct
+# with ``transpose`` is none of them: the importer (dnn/src/caffe/caffe_importer.cpp, 4.x) does
+# not read the parameter, and takes the weights as rows of outputs.
 _KNOWN = frozenset(
     (
         "AbsVal BNLL BatchNorm Bias Concat Convolution Crop Deconvolution DetectionOutput Dropout "

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from caffe_fold.errors import EngineMissing, show
-from caffe_fold.verification.engine import EngineError, Inputs, Job, Values
+from caffe_fold.verification.engine import TRANSPOSED, EngineError, Inputs, Job, Values
 
 __all__ = ["SCRIPT", "VARIABLE", "PyCaffe"]
 
@@ -57,7 +57,8 @@ class PyCaffe:
         return f"Caffe {_about(self.python)['version']}".strip()
 
     def known(self) -> frozenset[str]:
-        return frozenset(_about(self.python)["types"]) or _KNOWN
+        types = frozenset(_about(self.python)["types"]) or _KNOWN
+        return types | {TRANSPOSED} if "InnerProduct" in types else types
 
     def reads(self, has_doubles: bool) -> bool:
         return True

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from caffe_fold.errors import show
@@ -49,7 +50,8 @@ class Skipped:
 @dataclass(frozen=True)
 class Coverage:
     """How much of the folded net was compared. ``by_folds`` and ``by_parts`` count its
-    layers by the way they were; ``not_run`` are those that no engine ran, by type."""
+    layers by the way they were; ``not_run`` are those that no engine ran, by type, and
+    ``skipped`` those that ran and were not compared, as was asked for."""
 
     layers: int
     compared: int
@@ -57,6 +59,7 @@ class Coverage:
     folds_alone: int
     by_parts: int
     not_run: dict[str, int]
+    skipped: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -187,8 +190,12 @@ def _summary(result: Verification) -> list[str]:
     return [*lines, f"{'PASS' if result.passed else 'FAIL'}: {result.verdict}"]
 
 
+def _counts(types: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {show(name)}" for name, count in types.items())
+
+
 def coverage_lines(result: Verification) -> list[str]:
-    """How much was compared, what was not run, and the times."""
+    """How much was compared, what was skipped or not run, and the times."""
     cover, lines = result.coverage, []
     if result.how == "parts":
         lines.append(
@@ -197,9 +204,10 @@ def coverage_lines(result: Verification) -> list[str]:
         )
     elif cover.compared < cover.layers:
         lines.append(f"compared {cover.compared} of {cover.layers} layers of the folded net")
+    if cover.skipped:
+        lines.append(f"not compared, since their blobs are skipped: {_counts(cover.skipped)}")
     if cover.not_run:
-        types = ", ".join(f"{count} {show(name)}" for name, count in cover.not_run.items())
-        lines.append(f"not run: {types}")
+        lines.append(f"not run: {_counts(cover.not_run)}")
     timing = result.timing
     if timing is not None:
         lines.append(

@@ -13,7 +13,7 @@ from caffe_fold.choices import Choices
 from caffe_fold.errors import EngineMissing, InputError, Path, show
 from caffe_fold.nets.net import State
 from caffe_fold.verification.cut import whole
-from caffe_fold.verification.engine import Engine, EngineError
+from caffe_fold.verification.engine import TRANSPOSED, Engine, EngineError
 from caffe_fold.verification.engines import engines_for
 from caffe_fold.verification.inputs import Wanted, input_shapes
 from caffe_fold.verification.match import Matching, match
@@ -22,7 +22,7 @@ from caffe_fold.verification.run_parts import in_parts
 from caffe_fold.verification.session import Outcome, Session, measure, run_section
 from caffe_fold.verification.sides import Files, Side, open_side
 from caffe_fold.verification.structure import differences
-from caffe_fold.verification.text import is_retyped, standard_type
+from caffe_fold.verification.text import is_retyped, kind_to_run, standard_type
 
 __all__ = ["verify"]
 
@@ -118,7 +118,7 @@ def verify(
         if page is not None:
             from caffe_fold.page.page import verification_page
 
-            page.write(verification_page(original, folded, choices, result))
+            page.write(verification_page(session, choices, result))
             page.commit()
         return result
 
@@ -177,13 +177,20 @@ def _run_whole(
 ) -> Outcome:
     section = whole(session.a, session.b, matching, shapes)
     complaint = None
-    if _can_run_as_is(session, engine):
+    sides = (session.a, session.b)
+    types = {
+        kind_to_run(side, at)
+        for side in sides
+        for at, layer in enumerate(side.graph.layers)
+        if layer.bottoms
+    }
+    # OpenCV would run this, and compute something else.
+    is_misread = TRANSPOSED in types - engine.known()
+    if not is_misread and _can_run_as_is(session, engine):
         try:
             return run_section(session, engine, section, "net", as_is=True)
         except EngineError as error:
             complaint = error
-    sides = (session.a, session.b)
-    types = {standard_type(layer) for side in sides for layer in side.graph.layers if layer.bottoms}
     unknown = sorted(types - engine.known())
     if unknown:
         raise EngineError(f"{UNKNOWN} {', '.join(map(show, unknown[:5]))}")
@@ -255,9 +262,14 @@ def _coverage(session: Session, matching: Matching, outcome: Outcome) -> Coverag
     parts = {blob.layer for blob in outcome.blobs if blob.section != "fold" and not blob.problem}
     alone = {blob.layer for blob in outcome.blobs if blob.section == "fold"}
     left: dict[str, int] = {}
+    skipped: dict[str, int] = {}
     for layer in layers:
-        if layer.name not in found and layer.name not in parts:
+        if layer.name in found:
+            continue
+        if layer.name in outcome.skipped:
+            skipped[layer.type] = skipped.get(layer.type, 0) + 1
+        else:
             left[layer.type] = left.get(layer.type, 0) + 1
     folds = {pair.layer for pair in matching.pairs if pair.is_fold}
     compared = sum(layer.name in found for layer in layers)
-    return Coverage(len(layers), compared, len(folds), len(alone), len(parts), left)
+    return Coverage(len(layers), compared, len(folds), len(alone), len(parts), left, skipped)

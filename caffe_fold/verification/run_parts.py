@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from caffe_fold.errors import EngineMissing, show
 from caffe_fold.verification.cut import Section, folds_alone, parts
-from caffe_fold.verification.engine import Engine, EngineError
+from caffe_fold.verification.engine import TRANSPOSED, Engine, EngineError
 from caffe_fold.verification.match import Matching, Pair
 from caffe_fold.verification.result import BlobResult
 from caffe_fold.verification.session import Outcome, Session, run_section
 from caffe_fold.verification.shapes import Shape
-from caffe_fold.verification.text import standard_type
+from caffe_fold.verification.text import kind_to_run
 
 __all__ = ["in_parts"]
 
@@ -35,6 +35,7 @@ def in_parts(
             continue
         outcome.engine = engine
         outcome.blobs += found.blobs
+        outcome.skipped |= found.skipped
         outcome.notes += _left_out(session, engine, section)
         break
     for engine, _ in ranked:
@@ -69,12 +70,16 @@ def _ranked(
 
 def _left_out(session: Session, engine: Engine, section: Section) -> list[str]:
     """Which layers were cut out, by type, those first that the engine does not know."""
-    layers = [session.a.graph.layers[at] for at in section.cut]
-    known = engine.known()
-    unknown = Counter(layer.type for layer in layers if standard_type(layer) not in known)
-    if not layers:
+    known, layers = engine.known(), session.a.graph.layers
+    kinds = {at: kind_to_run(session.a, at) for at in section.cut}
+    unknown = Counter(
+        kind if kind == TRANSPOSED else layers[at].type
+        for at, kind in kinds.items()
+        if kind not in known
+    )
+    if not kinds:
         return []
-    others = len(layers) - sum(unknown.values())
+    others = len(kinds) - sum(unknown.values())
     words = [f"{count} {show(name)}" for name, count in unknown.items()]
     words += [f"{others} that hang on them"] if others else []
     return [f"cut out for {engine.name}: {', '.join(words)}"]
@@ -87,7 +92,7 @@ def _alone(
     that, in halves, down to the fold that it does not run."""
     if not pairs:
         return []
-    section = folds_alone(session.a, session.b, pairs, shapes)
+    section = folds_alone(session.a, session.b, pairs, shapes, engine.known())
     try:
         found = (
             run_section(session, engine, section, "fold", as_is=False) if section.pairs else None

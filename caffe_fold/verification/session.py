@@ -45,12 +45,14 @@ class Session:
 
 @dataclass
 class Outcome:
-    """What an engine found. ``jobs`` and ``inputs`` are those of the whole nets."""
+    """What an engine found. ``skipped`` are layers that it ran and whose blobs are not
+    compared; ``jobs`` and ``inputs`` are those of the whole nets."""
 
     engine: Engine
     how: str
     blobs: list[BlobResult] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    skipped: set[str] = field(default_factory=set)
     jobs: Sequence[Job] = ()
     inputs: Mapping[str, Array] = field(default_factory=dict)
 
@@ -78,9 +80,11 @@ def run_section(
         outcome.inputs = _inputs(session, section, name, sample)
         original, folded = engine.run(jobs, outcome.inputs)
         for pair in section.pairs:
-            if pair.blob in session.skip:
+            if not (pair.original in original and pair.folded in folded):
                 continue
-            if pair.original in original and pair.folded in folded:
+            if pair.blob in session.skip:
+                outcome.skipped.add(pair.layer)
+            else:
                 outcome.blobs.append(_compared(session, pair, name, original, folded))
     return outcome
 

@@ -19,12 +19,13 @@ from caffe_fold.layers.batch_norm import standard_blobs
 from caffe_fold.layers.linear import LINEAR
 from caffe_fold.nets.net import Layer
 from caffe_fold.nets.prototxt import Edit, Field
-from caffe_fold.verification.engine import Job
+from caffe_fold.verification.engine import TRANSPOSED, Job
+from caffe_fold.verification.fields import fields_of
 from caffe_fold.verification.shapes import Shape
 from caffe_fold.verification.sides import Side
 from caffe_fold.verification.weights import Stored, stored, write_weights
 
-__all__ = ["Draft", "as_it_is", "is_retyped", "standard_type", "write_draft"]
+__all__ = ["Draft", "as_it_is", "is_retyped", "kind_to_run", "standard_type", "write_draft"]
 
 _AS_CONVOLUTION = frozenset(("DepthwiseConvolution", "ConvolutionDepthwise"))
 _AS_BATCH_NORM = frozenset(("BN", "CuDNNBatchNorm"))
@@ -43,6 +44,16 @@ def standard_type(layer: Layer) -> str:
     if layer.type in _AS_CONVOLUTION:
         return "Convolution"
     return "BatchNorm" if layer.type in _AS_BATCH_NORM else layer.type
+
+
+def kind_to_run(side: Side, at: int) -> str:
+    """What an engine has to know to run a layer: its type there, or more than that."""
+    layer = side.graph.layers[at]
+    if layer.type == "InnerProduct":
+        fields = fields_of(side.graph.net.document, layer)
+        if any(message.flag("transpose") for message in fields.messages("inner_product_param")):
+            return TRANSPOSED
+    return standard_type(layer)
 
 
 def is_retyped(side: Side, at: int) -> bool:
