@@ -318,4 +318,6 @@ def test_a_fold_into_a_transposed_layer_is_not_run_alone_either(tmp_path: Path, 
     transposed(tmp_path, has_norm=True)
     code, _, err = run(*fold(tmp_path), "--verify", "--verify-engine", "opencv")
     assert code == 1
+    assert err.startswith("error: the folded net could not be verified: ")
     assert "second: no engine ran this fold, so nothing proves it" in err
+    assert "it does not know InnerProduct with transpose" in err

@@ -14,6 +14,7 @@ from caffe_fold.errors import Path, VerifyError
 from caffe_fold.nets.net import State
 from caffe_fold.verification.result import Verification
 from caffe_fold.verification.run import verify
+from caffe_fold.verification.session import UNPROVED
 from caffe_fold.writing.outputs import TemporaryPair
 
 __all__ = ["require_verified"]
@@ -57,6 +58,12 @@ def require_verified(
         raise VerifyError(
             f"nothing of the folded net could be compared{why}; --verify-input-shape may help, "
             "where the net does not tell the shape of its input; nothing was written"
+        )
+    failed = [blob for blob in found.blobs if not blob.passed]
+    if not found.differences and failed and all(b.problem == UNPROVED for b in failed):
+        why = f" ({found.notes[0]})" if found.notes else ""
+        raise VerifyError(
+            f"the folded net could not be verified: {found.verdict}{why}; nothing was written"
         )
     if not found.passed:
         raise VerifyError(

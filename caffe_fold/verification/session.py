@@ -21,7 +21,10 @@ from caffe_fold.verification.result import BlobResult, Timing
 from caffe_fold.verification.sides import Side
 from caffe_fold.verification.text import as_it_is, write_draft
 
-__all__ = ["Outcome", "Session", "measure", "run_section"]
+__all__ = ["UNPROVED", "Outcome", "Session", "measure", "run_section"]
+
+
+UNPROVED = "no engine ran this fold, so nothing proves it"
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,7 @@ class Outcome:
         proved = {blob.layer for blob in self.blobs}
         for pair in matching.pairs:
             if pair.is_fold and pair.layer not in proved and session.can_be_alone(pair):
-                problem = "no engine ran this fold, so nothing proves it"
-                self.blobs.append(_result(session, pair, "fold", (), problem=problem))
+                self.blobs.append(_result(session, pair, "fold", (), problem=UNPROVED))
         return worst(self.blobs)
 
 
