@@ -11,6 +11,7 @@ import pytest
 from batching import files, folded, training, write_pairs
 from support.command import Call
 
+from caffe_fold.batch import ledger
 from caffe_fold.batch.folders import Pair, Skipped, pairs_in
 from caffe_fold.errors import InputError
 
@@ -342,6 +343,40 @@ def test_an_output_that_is_an_input_is_refused(tmp_path: Path, call: Call) -> No
     assert done.code == 2
     assert "inputs are never changed" in done.err
     assert (tmp_path / "net0.prototxt").read_bytes() == before
+
+
+@POSIX
+@pytest.mark.parametrize("scheme", ["file", "local", "FILE"])
+def test_a_url_of_a_local_file_is_the_file(scheme: str, tmp_path: Path, call: Call) -> None:
+    write_pairs(tmp_path, 2)
+    url = f"{scheme}://{tmp_path}"
+    row = {"model": f"{url}/net0.prototxt", "weights": "net0.caffemodel"}
+    manifest = write_manifest(
+        tmp_path, json.dumps({**row, "output_model": "net1.prototxt"}), "m.jsonl"
+    )
+    held = (tmp_path / "net0.prototxt").read_bytes()
+    taken = {**row, "output_model": "net0.prototxt"}
+    write_manifest(tmp_path, json.dumps(taken), "n.jsonl")
+    done = call("batch", f"{url}/n.jsonl", "--output-dir", url)
+    assert (done.code, "inputs are never changed" in done.err) == (2, True)
+    assert (tmp_path / "net0.prototxt").read_bytes() == held
+    (tmp_path / "net1.prototxt").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/sub").symlink_to(tmp_path / "elsewhere")
+    write_manifest(tmp_path, json.dumps({**row, "output_model": "sub/a.prototxt"}), "k.jsonl")
+    done = call("batch", tmp_path / "k.jsonl", "--output-dir", f"{url}/out")
+    assert (done.code, "since a link leads to" in done.err) == (2, True)
+    with ledger.locked(str(tmp_path / "out")):
+        done = call("batch", manifest, "--output-dir", f"{url}/out")
+    assert (done.code, "is being written by another run" in done.err) == (2, True)
+    assert call("batch", manifest, "--output-dir", f"{url}/out").code == 0
+    assert files(tmp_path / "out") == {"net1.prototxt", "net1.caffemodel"}
+
+
+def test_a_url_of_a_local_file_has_an_absolute_path(tmp_path: Path, call: Call) -> None:
+    done = call("batch", "file://zoo", "--output-dir", tmp_path / "out")
+    assert (done.code, "file://zoo has no absolute path" in done.err) == (2, True)
 
 
 @pytest.mark.parametrize("name", ["m.jsonl", "net0.prototxt", "out/net0_inference.prototxt"])

@@ -150,7 +150,7 @@ def _pair(row: _Row, manifest: str, options: Options) -> Pair:
         origin=row.origin,
         output_model=_text(row, "output-model"),
         output_weights=_text(row, "output-weights"),
-        options={key: _beside(key, value, manifest) for key, value in found.items()},
+        options={key: _beside(key, value, row, manifest) for key, value in found.items()},
     )
 
 
@@ -167,9 +167,17 @@ def _file(row: _Row, name: str, manifest: str) -> str:
     cell = _text(row, name)
     if cell is None:
         _refuse(row, name, "it is missing")
+    cell = _local(cell, row, name)
     if storage.is_url(manifest) and not storage.is_url(cell) and os.path.isabs(cell):
         _refuse(row, name, "a path of this machine in a manifest from elsewhere; expected a URL")
     return _resolved(cell, manifest)
+
+
+def _local(cell: str, row: _Row, name: str) -> str:
+    try:
+        return storage.local(cell)
+    except InputError as error:
+        _refuse(row, name, str(error))
 
 
 def _refuse(row: _Row, name: str, message: str) -> NoReturn:
@@ -187,9 +195,10 @@ def _resolved(name: str, manifest: str) -> str:
     return os.path.join(folder, name)
 
 
-def _beside(key: str, value: Any, manifest: str) -> Any:
+def _beside(key: str, value: Any, row: _Row, manifest: str) -> Any:
     """An option that names a file beside the manifest."""
-    return _resolved(value, manifest) if key == "verify_input" and value else value
+    is_file = key == "verify_input" and value
+    return _resolved(_local(value, row, "verify-input"), manifest) if is_file else value
 
 
 def _place(weights: str) -> str:

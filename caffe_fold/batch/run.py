@@ -78,6 +78,7 @@ def _absolute(address: str) -> str:
     """
     if not address:
         raise InputError("an empty path is given; expected a folder, a manifest or a URL")
+    address = storage.local(address)
     return address if storage.is_url(address) else os.path.abspath(address)
 
 

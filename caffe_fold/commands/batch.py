@@ -104,9 +104,13 @@ def batch(
 
 def _absolute(options: dict[str, Any]) -> dict[str, Any]:
     """The options with paths that mean the same in another folder."""
+    from caffe_fold.batch import storage
+
     found = dict(options)
     for name in ("verify_input", "verify_caffe_python"):
         path = options[name]
+        if path and name == "verify_input":
+            path = found[name] = storage.local(path)
         # A bare name of an interpreter is looked up on the PATH.
         if path and "://" not in path and (name == "verify_input" or os.sep in path):
             found[name] = os.path.abspath(path)
