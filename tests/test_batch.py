@@ -310,6 +310,14 @@ def test_a_report_that_cannot_be_written(zoo: Path, tmp_path: Path, run: Run) ->
     assert files(tmp_path / "out") == set()
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_report_on_a_full_disk_stops_no_fold(zoo: Path, tmp_path: Path, run: Run) -> None:
+    done = run(zoo, "--report", "/dev/full")
+    assert (done.code, files(tmp_path / "out")) == (1, folded("net0", "net1"))
+    assert "2 models: 2 done" in done.out
+    assert done.err.endswith("error: /dev/full is not whole: No space left on device\n")
+
+
 def test_a_full_disk_tears_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     book = ledger.Ledger(str(tmp_path))
     book.done({"name": "a", "report": {}})

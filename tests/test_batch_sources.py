@@ -379,6 +379,35 @@ def test_a_url_of_a_local_file_has_an_absolute_path(tmp_path: Path, call: Call) 
     assert (done.code, "file://zoo has no absolute path" in done.err) == (2, True)
 
 
+@pytest.mark.parametrize("name", ["m.jsonl", "input.npy", "other.prototxt", "zoo/b.caffemodel"])
+def test_no_output_and_no_report_replaces_what_the_batch_reads(
+    name: str, tmp_path: Path, call: Call
+) -> None:
+    """Of the folder zoo, ``b`` is skipped and ``other.prototxt`` is of no pair."""
+    zoo = tmp_path / "zoo"
+    write_pairs(zoo, 1)
+    batching.tiny().write(zoo, "c")[1].rename(zoo / "b.caffemodel")
+    batching.tiny().write(zoo, "d")[1].rename(zoo / "a.caffemodel")
+    (tmp_path / "input.npy").write_bytes(b"some input")
+    name = name.replace("other", "zoo/d")
+    row = {"model": "zoo/net0.prototxt", "weights": "zoo/net0.caffemodel", "verify": True}
+    row |= {"verify-input": "input.npy", "output_weights": name, "output_model": "new.prototxt"}
+    manifest = write_manifest(tmp_path, json.dumps(row), "m.jsonl")
+    before = (tmp_path / name).read_bytes()
+    done = call("batch", manifest, zoo, "--output-dir", tmp_path)
+    assert (done.code, "inputs are never changed" in done.err) == (2, True)
+    linked = tmp_path / "linked"
+    os.link(tmp_path / name, linked)
+    for report in (tmp_path / name, linked):
+        row["output_weights"] = "new.caffemodel"
+        if name != "m.jsonl":
+            write_manifest(tmp_path, json.dumps(row), "m.jsonl")
+        out = tmp_path / "out"
+        done = call("batch", manifest, zoo, "--output-dir", out, "--report", report)
+        assert (done.code, "give another --report" in done.err) == (2, True), done.err
+    assert (tmp_path / name).read_bytes() == before
+
+
 @pytest.mark.parametrize("name", ["m.jsonl", "net0.prototxt", "out/net0_inference.prototxt"])
 def test_a_report_that_is_a_file_of_the_batch_is_refused(
     name: str, tmp_path: Path, call: Call

@@ -32,6 +32,7 @@ __all__ = [
     "OWN_FILES",
     "Ledger",
     "entry_of",
+    "input_addresses",
     "inputs_of",
     "is_done",
     "is_inside",
@@ -101,7 +102,7 @@ def inputs_of(task: Task) -> list[dict[str, Any]]:
     :raises InputError: if one is not there.
     """
     found = []
-    for address in _input_addresses(task):
+    for address in input_addresses(task):
         known: dict[str, Any] = {"path": address, **asdict(storage.stamp(address))}
         if task.checksum:
             known["sha256"] = storage.digest(address)
@@ -109,7 +110,8 @@ def inputs_of(task: Task) -> list[dict[str, Any]]:
     return found
 
 
-def _input_addresses(task: Task) -> list[str]:
+def input_addresses(task: Task) -> list[str]:
+    """The addresses of all that a task reads."""
     verify = task.options.get("verify") or {}
     return [task.model, task.weights, *filter(None, [verify.get("input")])]
 

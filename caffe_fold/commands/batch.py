@@ -194,12 +194,14 @@ def _run(found: Batch, workers: Callable[[int], Workers], report: str | None, qu
     from caffe_fold.batch.run import run
 
     start = time.monotonic()
-    rows = run(found, workers, report, partial(progress, quiet=quiet))
+    result = run(found, workers, report, partial(progress, quiet=quiet))
     seconds = time.monotonic() - start
     if not quiet:
         with printing_to_reader():
-            _print_table(rows, len(found.skipped), seconds)
-    return 1 if any(row.error for row in rows) else 0
+            _print_table(result.rows, len(found.skipped), seconds)
+    if result.report_error:
+        click.echo(f"error: {result.report_error}", err=True)
+    return 1 if result.report_error or any(row.error for row in result.rows) else 0
 
 
 def _print_table(rows: Sequence[Row], skipped: int, seconds: float) -> None:
