@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -291,6 +293,38 @@ def test_what_a_killed_fold_left_goes_and_nothing_else(zoo: Path, tmp_path: Path
     assert not (out / name).exists()
     assert not (out / ".caffe-fold-abcd1234").exists()
     assert all(path.exists() for path in kept)
+
+
+# ---- Nobody reads it ----
+
+REDIRECTED = {
+    "a reader who is gone": "2>&1 | head -c1 >/dev/null; exit ${PIPESTATUS[0]}",
+    "no standard error": "2>&-",
+    "no standard output": ">&-",
+    "neither": ">&- 2>&-",
+    "a full disk for standard error": "2>/dev/full",
+    "a full disk for standard output": ">/dev/full",
+}
+
+
+@pytest.mark.skipif(
+    shutil.which("bash") is None or not os.path.exists("/dev/full"),
+    reason="needs bash and /dev/full",
+)
+@pytest.mark.parametrize("redirected", REDIRECTED.values(), ids=REDIRECTED.keys())
+def test_what_nobody_reads_stops_no_fold(redirected: str, tmp_path: Path) -> None:
+    write_pairs(tmp_path / "zoo", 3)
+    batching.tiny().write(tmp_path / "zoo", "bad")[1].write_bytes(b"")
+    command = [sys.executable, "-m", "caffe_fold", "batch", "zoo", "--output-dir", "out"]
+    done = subprocess.run(
+        ["bash", "-c", f"{shlex.join([*command, '--jobs', '1'])} {redirected}"],
+        cwd=tmp_path,
+        env=batching.environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, files(tmp_path / "out")) == (1, folded("net0", "net1", "net2"))
+    assert "internal" not in done.stderr
 
 
 # ---- Folders that cannot be written to ----

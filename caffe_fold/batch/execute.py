@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, Union
 
-import click
-
 from caffe_fold.batch.tasks import Task
 from caffe_fold.batch.worker import STOPPING, Outcome, failed, fold_and_end, fold_task, prepare
 from caffe_fold.errors import InputError, show
+from caffe_fold.streams import say
 
 __all__ = ["Cluster", "Processes", "Workers", "cores", "execute"]
 
@@ -106,7 +105,7 @@ class Cluster:
                 ) from None
             try:
                 if not client.scheduler_info()["workers"]:
-                    click.echo(f"waiting for workers of {show(self.address)}", err=True)
+                    say(f"waiting for workers of {show(self.address)}")
                 yield Pool(client.get_executor(), lambda: client.status == "closed")
             finally:
                 client.close(timeout=_SECONDS)

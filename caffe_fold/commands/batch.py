@@ -13,7 +13,8 @@ import click
 from caffe_fold.commands.fold_options import fold_options
 from caffe_fold.commands.printing import printing_to_reader
 from caffe_fold.commands.verify_options import asked_for
-from caffe_fold.errors import show
+from caffe_fold.errors import OutputError, show
+from caffe_fold.streams import say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,7 +94,7 @@ def batch(
     asked_for(click.get_current_context(), dict(options), options["verify"])
     found = find(sources, output, _absolute(options), _row_options(), checksum)
     for skipped in found.skipped:
-        click.echo(f"skipped  {show(skipped.path, 1000)}: {skipped.reason}", err=True)
+        say(f"skipped  {show(skipped.path, 1000)}: {skipped.reason}")
     if dry_run:
         return _print_plan(found)
     return _run(found, partial(_workers, jobs, scheduler), report, quiet)
@@ -197,10 +198,13 @@ def _run(found: Batch, workers: Callable[[int], Workers], report: str | None, qu
     result = run(found, workers, report, partial(progress, quiet=quiet))
     seconds = time.monotonic() - start
     if not quiet:
-        with printing_to_reader():
-            _print_table(result.rows, len(found.skipped), seconds)
+        try:
+            with printing_to_reader():
+                _print_table(result.rows, len(found.skipped), seconds)
+        except OutputError as error:  # the folds are done all the same
+            say(f"warning: {error}")
     if result.report_error:
-        click.echo(f"error: {result.report_error}", err=True)
+        say(f"error: {result.report_error}")
     return 1 if result.report_error or any(row.error for row in result.rows) else 0
 
 
