@@ -86,6 +86,25 @@ def test_folded_nets_are_no_sources(tmp_path: Path) -> None:
     assert "as that of a folded net" in skipped["segnet_inference.caffemodel"]
 
 
+@pytest.mark.parametrize("weights", ["segnet", "segnet_iter_10", "pascal"])
+def test_a_deploy_net_may_have_the_name_of_a_folded_one(weights: str, tmp_path: Path) -> None:
+    model, values = batching.tiny().write(tmp_path)
+    model.rename(tmp_path / "segnet_inference.prototxt")
+    values.rename(tmp_path / f"{weights}.caffemodel")
+    (tmp_path / "segnet_train.prototxt").write_text(training().prototxt())
+    expected = {f"{weights}.caffemodel": "segnet_inference.prototxt"}
+    assert found(tmp_path) == (expected, {})
+
+
+def test_a_folded_net_without_its_source_gets_no_other_weights(tmp_path: Path) -> None:
+    batching.tiny().write(tmp_path, "a_inference")
+    batching.tiny().write(tmp_path, "b_inference")[1].rename(tmp_path / "c_inference.caffemodel")
+    batching.tiny().write(tmp_path, "other")[0].unlink()
+    pairs, skipped = found(tmp_path)
+    assert pairs == {}
+    assert "and other weights are there" in skipped["other.caffemodel"]
+
+
 def test_the_output_folder_is_no_source(tmp_path: Path, call: Call) -> None:
     write_pairs(tmp_path, 1)
     write_pairs(tmp_path / "out/odd", 1)

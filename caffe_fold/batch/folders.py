@@ -120,11 +120,16 @@ def _paired(folder: str, place: str, names: Collection[str]) -> Iterator[Item]:
     """Pair the files of one folder."""
     stems = {(stem(name), is_weights(name)) for name in names}
     sources = []
+    apart = 0
     for name in names:
         bare = stem(name)
         if not bare.endswith(FOLDED):
             sources.append(name)
-        elif is_weights(name) and (bare[: -len(FOLDED)], True) not in stems:
+        elif not is_weights(name):
+            if not _is_folded(bare, stems):
+                sources.append(name)
+        elif (bare[: -len(FOLDED)], True) not in stems:
+            apart += 1
             yield Skipped(
                 storage.join(folder, name),
                 f"its name ends in {FOLDED}, as that of a folded net; if it is none, name the "
@@ -133,7 +138,11 @@ def _paired(folder: str, place: str, names: Collection[str]) -> Iterator[Item]:
     models = [name for name in sources if is_prototxt(name)]
     weights = [name for name in sources if is_weights(name)]
     left = set(models)
-    for found in pair_up(models, weights, lambda name: _kind(storage.join(folder, name))):
+
+    def kind_of(name: str) -> str:
+        return _kind(storage.join(folder, name))
+
+    for found in pair_up(models, weights, kind_of, apart):
         path = storage.join(folder, found.weights)
         if found.model is None:
             yield Skipped(path, f"{found.reason}; name the pair in a manifest")
@@ -142,6 +151,15 @@ def _paired(folder: str, place: str, names: Collection[str]) -> Iterator[Item]:
             yield Pair(storage.join(folder, found.model), path, place, show(folder, 1000))
     for name in sorted(left):
         yield Unpaired(storage.join(folder, name))
+
+
+def _is_folded(bare: str, stems: Collection[tuple[str, bool]]) -> bool:
+    """Whether a prototxt whose stem ends in ``_inference`` is a folded net's: it has weights of
+    its own name, or what it was made of is there, beside some folded weights."""
+    source = bare[: -len(FOLDED)]
+    is_beside_source = (source, True) in stems or (source, False) in stems
+    has_weights = any(is_ours and other.endswith(FOLDED) for other, is_ours in stems)
+    return (bare, True) in stems or (is_beside_source and has_weights)
 
 
 def _is_wanted(name: str) -> bool:
