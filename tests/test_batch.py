@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -285,14 +286,48 @@ def test_what_a_killed_fold_left_goes_and_nothing_else(zoo: Path, tmp_path: Path
     with (out / LEDGER).open("a") as file:
         file.write(json.dumps(started) + "\n")
     (out / name).touch()
-    (out / ".caffe-fold-abcd1234").mkdir()
-    kept = [out / ".net1_inference.prototxt.tmp", zoo / ".net0.prototxt.tmp"]
-    for path in kept:
+    scratch = out / ".net0_inference.caffemodel.tmp-abcd_123"
+    others = [  # of runs that may be alive
+        out / ".caffe-fold-abcd1234",
+        out / ".net1_inference.caffemodel.tmp-abcd1234",
+        out / ".net0_inference.caffemodel.tmp-abcd",
+    ]
+    for path in (scratch, *others):
+        path.mkdir()
+    kept = [out / ".net1_inference.prototxt.tmp", zoo / ".net0.prototxt.tmp", *others]
+    for path in kept[:2]:
         path.touch()
     assert again(run, zoo) == "1 done, 1 unchanged"
     assert not (out / name).exists()
-    assert not (out / ".caffe-fold-abcd1234").exists()
+    assert not scratch.exists()
     assert all(path.exists() for path in kept)
+
+
+@POSIX
+@pytest.mark.parametrize("kind", ["--equalize", "hdf5"])
+@pytest.mark.parametrize("name", ["net", "n" * 220])
+def test_a_killed_fold_leaves_scratch_that_the_next_run_removes(
+    kind: str, name: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "zoo").mkdir()
+    weights = tiny().write(tmp_path / "zoo", name)[1]
+    options = [kind]
+    if kind == "hdf5":
+        pytest.importorskip("h5py", reason="the hdf5 extra is not installed")
+        from test_hdf5_fold import write_hdf5
+
+        write_hdf5(weights, Path(f"{weights}.h5"))
+        weights.unlink()
+        options = []
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile.TemporaryDirectory, "cleanup", lambda self: None)
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(work, "entry_of", lambda *_: None)  # killed before it was done
+        assert run(tmp_path / "zoo", *options).code == 0
+    assert [path.name[-13:-8] for path in out.iterdir() if path.is_dir()] == [".tmp-"]
+    assert run(tmp_path / "zoo", *options).code == 0
+    assert not any(path.is_dir() for path in out.iterdir())
 
 
 # ---- Nobody reads it ----

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import json
 import os
 import re
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from caffe_fold.batch import storage
 from caffe_fold.errors import CaffeFoldError, OutputError, show
 from caffe_fold.writing import lock
-from caffe_fold.writing.lock import hidden
+from caffe_fold.writing.lock import hidden, scratch_prefix
 
 if TYPE_CHECKING:
     from caffe_fold.batch.tasks import Task
@@ -48,7 +47,8 @@ OWN_FILES = (LEDGER, hidden(_LOCKED, "lock"))
 _SECONDS = 5.0
 """How often the ledger is written in a store, where a line cannot be appended."""
 
-_SCRATCH = re.compile(r"\.caffe-fold-\w{8}\Z")
+_RANDOM = re.compile(r"\w{8}\Z")
+"""What ends the name of a scratch folder."""
 
 Entry = dict[str, Any]
 
@@ -222,8 +222,9 @@ class Ledger:
         """
         new = f"{self.address}.tmp"
         with _writing(self.address):
-            started = [entry.get("started", ()) for entry in self.entries.values()]
-            _remove_temporaries(self.folder, itertools.chain(*started))
+            started = [name for entry in self.entries.values() for name in entry.get("started", ())]
+            _remove_temporaries(self.folder, started)
+            _remove_scratch(self.folder, started)
             self.entries = {n: entry for n, entry in self.entries.items() if "report" in entry}
             try:
                 with open(new, "w", encoding="utf-8") as file:
@@ -255,20 +256,42 @@ def _line(entry: Entry) -> str:
 
 def _remove_temporaries(output: str, names: Iterable[str]) -> None:
     """Remove what killed folds left beside outputs that they were to write
-    (``caffe_fold.writing.outputs.temporary_pair``, ``caffe_fold.weights_files``)."""
-    paths = [storage.join(output, name) for name in names]
-    folders = {os.path.dirname(path) for path in paths if is_inside(path, output)}
-    for path in paths:
+    (``caffe_fold.writing.outputs.temporary_pair``)."""
+    for path in _inside(output, names):
         left = [
             name for name in map(hidden, (path, path), ("tmp", "lock")) if os.path.lexists(name)
         ]
-        if left and os.path.dirname(path) in folders:
+        if left:
             with contextlib.suppress(OSError, OutputError), lock.locked(path):
                 os.unlink(hidden(path, "tmp"))
-    for folder in folders:
+
+
+def _remove_scratch(output: str, names: Iterable[str]) -> None:
+    """Remove the scratch folders of outputs that a killed run was writing; none of an output
+    that another run has locked (``caffe_fold.weights_files``)."""
+    by_folder: dict[str, list[str]] = {}
+    for path in _inside(output, names):
+        by_folder.setdefault(os.path.dirname(path), []).append(path)
+    for folder, paths in by_folder.items():
         with contextlib.suppress(OSError):
-            for found in filter(_SCRATCH.match, os.listdir(folder)):
-                shutil.rmtree(os.path.join(folder, found), ignore_errors=True)
+            found = [name for name in os.listdir(folder) if name.startswith(".")]
+            for path in paths:
+                prefix = scratch_prefix(hidden(path, "tmp"))
+                left = [
+                    name
+                    for name in found
+                    if name.startswith(prefix) and _RANDOM.match(name[len(prefix) :])
+                ]
+                if left:
+                    with contextlib.suppress(OSError, OutputError), lock.locked(path):
+                        for name in left:
+                            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+
+
+def _inside(output: str, names: Iterable[str]) -> list[str]:
+    """The paths of names below the output folder, without those that lead out of it."""
+    paths = [storage.join(output, name) for name in names]
+    return [path for path in paths if is_inside(path, output)]
 
 
 @contextlib.contextmanager

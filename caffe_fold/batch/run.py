@@ -200,7 +200,7 @@ def _opened(path: str | None, batch: Batch) -> Iterator[_Report]:
     path = storage.local(path)
     _require_other(path, batch)
     try:
-        file = open(path, "w", encoding="utf-8")
+        file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - closed below
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise OutputError(f"{show(path, 1000)} cannot be written: {reason}") from None
