@@ -139,7 +139,7 @@ def _pair(row: _Row, manifest: str, options: Options) -> Pair:
         if name in options:
             try:
                 key, value = options[name](cell)
-            except ValueError as error:
+            except (ValueError, TypeError, AttributeError) as error:
                 raise InputError(f"{row.origin}: column '{show(name)}': {error}") from None
             found[key] = value
     model, weights = (_file(row, name, manifest) for name in ("model", "weights"))
@@ -160,6 +160,10 @@ def _text(row: _Row, name: str) -> str | None:
         return None
     if not isinstance(cell, str) or not cell or "\0" in cell:
         _refuse(row, name, "expected a path")
+    try:
+        os.fsencode(cell)
+    except UnicodeEncodeError:
+        _refuse(row, name, f"'{show(ascii(cell)[1:-1])}' cannot be a file's name")
     return cell
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -144,6 +145,8 @@ def _parameter(context: click.Context, option: click.Option, cell: Any) -> tuple
     assert option.name is not None
     try:
         if option.is_flag:
+            if not isinstance(cell, (bool, str)):
+                raise ValueError("expected true or false")
             is_on = click.BOOL.convert(cell, option, context)
             return option.name, option.flag_value if is_on else not option.flag_value
         given = cell if isinstance(cell, list) else [cell]
@@ -153,10 +156,22 @@ def _parameter(context: click.Context, option: click.Option, cell: Any) -> tuple
             raise ValueError("expected text or a number, or a list of them")
         if not option.multiple and len(given) != 1:
             raise ValueError("expected one value")
+        if any(isinstance(c, float) and not math.isfinite(c) for c in given):
+            raise ValueError("expected a finite number")
         texts = tuple(map(str, given))
+        if not all(map(_is_text, texts)):
+            raise ValueError("it has half a character of UTF-16")
         return option.name, option.process_value(context, texts if option.multiple else texts[0])
     except click.BadParameter as error:
         raise ValueError(error.message) from None
+
+
+def _is_text(cell: str) -> bool:
+    try:
+        cell.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _workers(jobs: int | None, scheduler: str | None, count: int) -> Workers:
