@@ -244,6 +244,26 @@ def test_a_torn_last_line_is_not_read(zoo: Path, tmp_path: Path, run: Run) -> No
     assert again(run, zoo) == "0 done, 2 unchanged"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"name":"net0_inference.caffemodel","report":{}}',
+        '{"name":"net0_inference.caffemodel","started":null}',
+        '{"name":"net0_inference.caffemodel","started":[1,"\\ud800","a\\u0000b"]}',
+        '{"name":"net0_inference.caffemodel","report":{},"inputs":[1],"outputs":{"":1}}',
+        "[" * 100_000,
+        "7",
+    ],
+)
+def test_a_line_that_is_no_entry_is_not_read(
+    line: str, zoo: Path, tmp_path: Path, run: Run
+) -> None:
+    run(zoo)
+    with (tmp_path / "out" / LEDGER).open("a") as file:
+        file.write(f"{line}\n")
+    assert again(run, zoo) == "0 done, 2 unchanged"
+
+
 def test_with_checksum_the_content_counts_and_not_place_and_time(
     zoo: Path, tmp_path: Path, run: Run
 ) -> None:
@@ -389,13 +409,14 @@ def test_a_report_on_a_full_disk_stops_no_fold(zoo: Path, tmp_path: Path, run: R
 
 def test_a_full_disk_tears_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     book = ledger.Ledger(str(tmp_path))
-    book.done({"name": "a", "report": {}})
+    one = batching.entry("a")
+    book.done(one)
     write = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:9]))
     with pytest.raises(OutputError, match="cannot be written: No space left on device"):
-        book.done({"name": "b", "report": {}})
+        book.done({**one, "name": "b"})
     monkeypatch.undo()
-    book.done({"name": "c", "report": {}})
+    book.done({**one, "name": "c"})
     book.close()
     assert list(ledger.read(str(tmp_path))) == ["a", "c"]
 
@@ -449,6 +470,30 @@ def test_a_process_that_dies_fails_its_own_model_alone(
     assert all("was killed, twice" in error for error in errors.values())
     done = {path.name for path in tmp_path.glob("*_f.caffemodel")}
     assert done == {f"{o.task.name}_f.caffemodel" for o in found if not o.error}
+
+
+@POSIX
+@pytest.mark.parametrize("executable", ["/bin/false", "/nowhere/python"])
+def test_processes_that_do_not_start_are_one_line(executable: str, tmp_path: Path) -> None:
+    write_pairs(tmp_path / "zoo", 2)
+    code = (
+        "import multiprocessing, sys\nfrom caffe_fold import cli\n"
+        f"multiprocessing.set_executable({executable!r})\n"
+        "sys.argv = ['caffe-fold', 'batch', 'zoo', '--output-dir', 'out']; cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=batching.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    # The interpreter's own resource tracker did not start, either, and it says so.
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert [line[:42] for line in errors] == ["error: worker processes cannot be started:"]
+    assert "memory" not in done.stderr
 
 
 def test_an_executor_that_fails_is_in_the_outcome(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_the_output_folder_is_no_source(tmp_path: Path, call: Call) -> None:
 def test_what_another_ledger_has_as_its_outputs_is_no_source(tmp_path: Path) -> None:
     write_pairs(tmp_path / "zoo", 1)
     batching.tiny().write(tmp_path / "zoo", "named")
-    entry = {"name": "named.caffemodel", "outputs": {"named.caffemodel": {}, "named.prototxt": {}}}
+    entry = batching.entry("named.caffemodel", "named.prototxt")
     (tmp_path / "zoo" / batching.LEDGER).write_text(json.dumps(entry) + "\n")
     assert set(found(tmp_path)[0]) == {"zoo/net0.caffemodel"}
 
@@ -296,6 +296,31 @@ BAD_JSON = {
         ":1: column 'keep': expected text or a number, or a list of them",
     ),
     "too many": ('{"model": "a", "weights": "b", "level": [1, 2]}', ":1: column 'level': expected"),
+    "a list for a truth": (
+        '{"model": "a", "weights": "b", "verify": [true]}',
+        ":1: column 'verify': ",
+    ),
+    "a number for a truth": ('{"model": "a", "weights": "b", "verify": 2}', ":1: column 'verify':"),
+    "half a truth": (
+        '{"model": "a", "weights": "b", "no-check": 0.5}',
+        ":1: column 'no-check': expected true or false",
+    ),
+    "no number": (
+        '{"model": "a", "weights": "b", "verify": true, "verify-tolerance": NaN}',
+        ":1: column 'verify-tolerance': expected a finite number",
+    ),
+    "text that is none": (
+        '{"model": "a", "weights": "b", "keep": "\\ud800"}',
+        ":1: column 'keep': ",
+    ),
+    "no file name": (
+        '{"model": "a", "weights": "b", "output_weights": "\\ud800.caffemodel"}',
+        ":1: column 'output-weights': '\\ud800.caffemodel' cannot be a file's name",
+    ),
+    "no file name to read": (
+        '{"model": "a\\udfff", "weights": "b"}',
+        ":1: column 'model': 'a\\udfff' cannot be a file's name",
+    ),
     "not UTF-8": ("\n\ud8ff", ":2: expected UTF-8"),
 }
 

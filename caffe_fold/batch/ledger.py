@@ -73,12 +73,40 @@ def _lines(folder: str) -> list[bytes]:
 
 
 def _entry(line: bytes) -> Entry | None:
-    """An entry; None for a torn line, or one of something else."""
+    """An entry of a fold that has begun, or is done; None for a torn line, or anything else."""
     try:
         entry = json.loads(line)
-        return entry if isinstance(entry["name"], str) else None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, RecursionError):
         return None
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        return None
+    return entry if _is_started(entry) or _is_whole(entry) else None
+
+
+def _is_started(entry: Entry) -> bool:
+    names = entry.get("started")
+    return isinstance(names, list) and all(map(_is_name, names)) and "report" not in entry
+
+
+def _is_whole(entry: Entry) -> bool:
+    """Whether an entry has all that one of a fold that is done has, each of its kind."""
+    kinds = {"version": str, "asked": str, "inputs": list, "outputs": dict, "report": dict}
+    if not all(isinstance(entry.get(name), kind) for name, kind in kinds.items()):
+        return False
+    stamps = [*entry["inputs"], *entry["outputs"].values()]
+    return (
+        all(isinstance(stamp, dict) and {"size", "tag"} <= stamp.keys() for stamp in stamps)
+        and all("path" in known for known in entry["inputs"])
+        and all(map(_is_name, entry["outputs"]))
+        and {"warnings", "before", "after"} <= entry["report"].keys()
+    )
+
+
+def _is_name(name: object) -> bool:
+    try:
+        return isinstance(name, str) and bool(os.fsencode(name)) and "\0" not in name
+    except UnicodeEncodeError:
+        return False
 
 
 def outputs_of(folder: str) -> list[str]:
