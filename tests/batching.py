@@ -80,7 +80,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def entry(name: str, *others: str) -> dict[str, Any]:
     """The ledger's entry of some outputs."""
     outputs = {output: {"size": 0, "tag": "0"} for output in (name, *others)}
-    report = {"warnings": [], "before": {}, "after": {}}
+    report: dict[str, Any] = {"warnings": [], "before": {}, "after": {}}
     done = {"version": "0", "asked": "", "inputs": [], "outputs": outputs, "report": report}
     return {"name": name, **done}
 

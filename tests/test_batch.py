@@ -278,6 +278,34 @@ def test_with_checksum_the_content_counts_and_not_place_and_time(
     assert again(run, moved) == "1 done, 1 unchanged"  # the other has another place now
 
 
+def test_with_checksum_the_output_folder_may_move(zoo: Path, tmp_path: Path, run: Run) -> None:
+    run(zoo, "--checksum")
+    moved, out = tmp_path / "moved", tmp_path / "out"
+    zoo.rename(moved)
+    out.rename(tmp_path / "old")
+    shutil.copytree(tmp_path / "old", out)  # with the times
+    arguments = ("--output-dir", str(tmp_path / "old"), "--checksum")
+    assert again(run, moved, *arguments, "--report", str(tmp_path / "r")) == "0 done, 2 unchanged"
+    for line in lines(tmp_path / "r"):
+        assert line["report"]["weights"] == line["weights"]
+        assert line["report"]["weights"].startswith(str(moved))
+        assert line["report"]["output_model"].startswith(str(tmp_path / "old"))
+
+
+def test_what_was_made_of_another_source_is_not_replaced_in_silence(
+    zoo: Path, tmp_path: Path, run: Run
+) -> None:
+    run(zoo)
+    tiny(7).write(tmp_path / "zoo", "net0")
+    assert "warning" not in run(zoo).err
+    write_pairs(tmp_path / "other", 1)
+    done = run(tmp_path / "other")
+    output = tmp_path / "out/net0_inference.caffemodel"
+    source = zoo / "net0.caffemodel"
+    assert (done.code, done.err.count("warning: ")) == (0, 1)
+    assert f"warning: {output} replaces what was made of {source}; " in done.err
+
+
 def test_the_ledger_does_not_grow(zoo: Path, tmp_path: Path, run: Run) -> None:
     for index in range(3):
         tiny(index).write(zoo, "net0")

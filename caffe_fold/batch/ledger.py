@@ -38,6 +38,7 @@ __all__ = [
     "locked",
     "outputs_of",
     "read",
+    "replaced",
 ]
 
 LEDGER = ".caffe-fold-batch.jsonl"
@@ -146,7 +147,11 @@ def input_addresses(task: Task) -> list[str]:
 
 def asked(task: Task) -> str:
     """What was asked for, as text: the options, and the outputs' names."""
-    what = {"options": task.options, "strict": task.strict, "model": task.output_model}
+    what = {
+        "options": task.options,
+        "strict": task.strict,
+        "model": _below(task, task.output_model),
+    }
     return json.dumps(what, sort_keys=True, default=str)
 
 
@@ -170,6 +175,22 @@ def _below(task: Task, address: str) -> str:
     if storage.is_url(task.output):
         return address[len(task.output.rstrip("/")) + 1 :]
     return os.path.relpath(address, task.output).replace(os.sep, "/")
+
+
+def replaced(task: Task, entry: Entry | None) -> str:
+    """The address of other weights that an output was made of by an earlier run; "" if there is
+    none, or its outputs are gone."""
+    if entry is None or len(entry.get("inputs", ())) < 2:
+        return ""
+    made_of, new = entry["inputs"][1], task.weights
+    with contextlib.suppress(CaffeFoldError):
+        is_same = made_of["path"] == new or (
+            "sha256" in made_of
+            and made_of["size"] == storage.stamp(new).size
+            and made_of["sha256"] == storage.digest(new)
+        )
+        return "" if is_same or not storage.exists(task.output_weights) else made_of["path"]
+    return ""
 
 
 def is_done(task: Task, entry: Entry | None) -> bool:

@@ -16,6 +16,7 @@ from caffe_fold.batch.progress import Progress
 from caffe_fold.batch.table import Row, as_line, row_of, skipped_line
 from caffe_fold.batch.tasks import Task, identity, plan
 from caffe_fold.errors import InputError, Interrupted, OutputError, show
+from caffe_fold.streams import say
 
 __all__ = ["Batch", "Result", "find", "run", "split"]
 
@@ -98,11 +99,17 @@ def split(batch: Batch, entries: Mapping[str, ledger.Entry]) -> tuple[list[Row],
     rows, left = [], []
     for task, is_done in zip(batch.tasks, done):
         if is_done:
-            report = entries[task.name]["report"]
+            report = _as_of(task, entries[task.name]["report"])
             rows.append(Row(task.name, "unchanged", task.model, task.weights, report=report))
         else:
             left.append(task)
     return rows, left
+
+
+def _as_of(task: Task, report: Mapping[str, Any]) -> dict[str, Any]:
+    """An earlier run's report with the paths of now, which with a checksum may be others."""
+    names = ("model", "weights", "output_model", "output_weights")
+    return {**report, **{name: getattr(task, name) for name in names if name in report}}
 
 
 # ---- Running ----
@@ -143,6 +150,7 @@ def run(
             for row in unchanged:
                 rows.append(row)
                 lines.write(as_line(row))
+            _tell_replaced(left, book)
             if left:
                 found = _outcomes(left, workers(len(left)), book)
                 told = stack.enter_context(progress(len(left)))
@@ -158,6 +166,16 @@ def run(
                 "command goes on from there"
             ) from None
     return Result(rows, lines.error)
+
+
+def _tell_replaced(tasks: Sequence[Task], book: ledger.Ledger) -> None:
+    """Warn where an output was made of another source by an earlier run."""
+    for task in tasks:
+        path = ledger.replaced(task, book.entries.get(task.name))
+        if path:
+            output, weights = show(task.output_weights, 1000), show(task.weights, 1000)
+            made = f"replaces what was made of {show(path, 1000)}"
+            say(f"warning: {output} {made}; it is now of {weights}")
 
 
 def _outcomes(
