@@ -306,6 +306,15 @@ def test_what_was_made_of_another_source_is_not_replaced_in_silence(
     assert f"warning: {output} replaces what was made of {source}; " in done.err
 
 
+@POSIX
+def test_the_ledger_follows_no_link(zoo: Path, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "out" / f"{LEDGER}.tmp").symlink_to(tmp_path / "mine")
+    assert run(zoo).code == 0
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
 def test_the_ledger_does_not_grow(zoo: Path, tmp_path: Path, run: Run) -> None:
     for index in range(3):
         tiny(index).write(zoo, "net0")

@@ -233,6 +233,13 @@ def test_a_manifest_names_pairs_outputs_and_options(kind: str, tmp_path: Path, c
     assert unchecked["checked"] is None
 
 
+def test_blanks_around_cells_are_none_of_theirs(tmp_path: Path, call: Call) -> None:
+    write_pairs(tmp_path, 1)
+    manifest = write_manifest(tmp_path, "model, weights\nnet0.prototxt, net0.caffemodel \n")
+    assert call("batch", manifest, "--output-dir", tmp_path / "out").code == 0
+    assert files(tmp_path / "out") == folded("net0")
+
+
 def test_a_row_goes_before_the_command(tmp_path: Path, call: Call) -> None:
     write_pairs(tmp_path, 2)
     rows = [

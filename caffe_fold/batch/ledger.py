@@ -43,7 +43,7 @@ __all__ = [
 
 LEDGER = ".caffe-fold-batch.jsonl"
 _LOCKED = "caffe-fold-batch"
-OWN_FILES = (LEDGER, hidden(_LOCKED, "lock"))
+OWN_FILES = (LEDGER, f"{LEDGER}.tmp", hidden(_LOCKED, "lock"))
 
 _SECONDS = 5.0
 """How often the ledger is written in a store, where a line cannot be appended."""
@@ -276,7 +276,11 @@ class Ledger:
             _remove_scratch(self.folder, started)
             self.entries = {n: entry for n, entry in self.entries.items() if "report" in entry}
             try:
-                with open(new, "w", encoding="utf-8") as file:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(new)  # of a run that was killed
+                # Not to follow a link, which would lead to a file of someone else.
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+                with os.fdopen(os.open(new, flags, 0o666), "w", encoding="utf-8") as file:
                     file.writelines(map(_line, self.entries.values()))
                 os.replace(new, self.address)
             except OSError:

@@ -81,7 +81,7 @@ def _csv_rows(text: str, manifest: str, options: Options) -> Iterator[_Row]:
                 continue
             if len(cells) != len(head):
                 raise InputError(f"{origin}: found {len(cells)} cells; the head has {len(head)}")
-            yield _Row(origin, {name: cell for name, cell in zip(head, cells) if cell.strip()})
+            yield _Row(origin, {n: c.strip() for n, c in zip(head, cells) if c.strip()})
     except csv.Error as error:
         raise InputError(f"{show(manifest, 1000)}:{reader.line_num}: {error}") from None
 
