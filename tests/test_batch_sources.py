@@ -233,6 +233,12 @@ def test_a_manifest_names_pairs_outputs_and_options(kind: str, tmp_path: Path, c
     assert unchecked["checked"] is None
 
 
+def test_a_manifest_without_rows(tmp_path: Path, call: Call) -> None:
+    manifest = write_manifest(tmp_path, "model,weights\n")
+    done = call("batch", manifest, "--output-dir", tmp_path / "out")
+    assert (done.code, done.err) == (2, f"error: {manifest}: it has no rows\n")
+
+
 def test_blanks_around_cells_are_none_of_theirs(tmp_path: Path, call: Call) -> None:
     write_pairs(tmp_path, 1)
     manifest = write_manifest(tmp_path, "model, weights\nnet0.prototxt, net0.caffemodel \n")

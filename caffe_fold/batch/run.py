@@ -55,7 +55,9 @@ def find(
     pairs = [item for item in found if isinstance(item, Pair)]
     if not pairs and not skipped:
         names = ", ".join(show(source, 1000) for source in sources)
-        raise InputError(f"{names}: there is no caffemodel in it")
+        has_folder = not all(map(manifest.is_manifest, sources))
+        what = "there is no caffemodel in it" if has_folder else "it has no rows"
+        raise InputError(f"{names}: {what}")
     others = (*sources, *(item.path for item in found if not isinstance(item, Pair)))
     tasks = tuple(plan(pairs, output, options, checksum, others))
     return Batch(sources, output, tasks, skipped, others)
