@@ -15,6 +15,7 @@ import click
 
 from caffe_fold._version import __version__
 from caffe_fold.errors import CaffeFoldError
+from caffe_fold.streams import fill, silence
 
 __all__ = ["main"]
 
@@ -78,6 +79,7 @@ def _terminated(*_: object) -> NoReturn:
 
 def main() -> NoReturn:
     """The entry point: every outcome is an exit code and at most one line of error."""
+    fill()
     signal.signal(signal.SIGTERM, _terminated)
     # Folding has threads of its own; those of NumPy's BLAS would stand in their way.
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -90,7 +92,10 @@ def _run() -> int:
         result = cli.main(prog_name="caffe-fold", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
-        error.show()
+        try:
+            error.show()
+        except OSError:
+            silence(sys.stderr)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted; nothing was written", 130)
@@ -111,6 +116,9 @@ def _run() -> int:
 
 def _fail(message: str, code: int) -> int:
     color = False if os.environ.get("NO_COLOR") else None
-    click.secho("error: ", fg="red", err=True, nl=False, color=color)
-    click.echo(message, err=True)
+    try:
+        click.secho("error: ", fg="red", err=True, nl=False, color=color)
+        click.echo(message, err=True)
+    except OSError:  # the code tells it
+        silence(sys.stderr)
     return code

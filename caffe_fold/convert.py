@@ -26,6 +26,7 @@ from caffe_fold.weights_files import WeightsFile, opened_weights
 from caffe_fold.writing.check import check_graph, check_values
 from caffe_fold.writing.entries import size_of
 from caffe_fold.writing.folded_values import Blocked
+from caffe_fold.writing.lock import hidden, scratch_prefix
 from caffe_fold.writing.outputs import (
     Outputs,
     TemporaryPair,
@@ -152,7 +153,8 @@ def fold(
 
             files = (model, weights, outputs.model, outputs.weights)
             page = stack.enter_context(page_target(html, files))
-        file = stack.enter_context(opened_weights(weights, kind, graph, folder))
+        prefix = scratch_prefix(hidden(outputs.weights, "tmp"))
+        file = stack.enter_context(opened_weights(weights, kind, graph, folder, prefix))
         caffemodel = stack.enter_context(file.open())
         if deploy:
             graph = _deployed(graph, caffemodel, input_shapes or {})

@@ -125,15 +125,17 @@ def _require_same(planned: Caffemodel, found: Caffemodel, graph: Graph) -> None:
 
 
 @contextlib.contextmanager
-def opened_weights(path: Path, kind: str, graph: Graph, folder: Path) -> Iterator[WeightsFile]:
+def opened_weights(
+    path: Path, kind: str, graph: Graph, folder: Path, prefix: str = ".caffe-fold-"
+) -> Iterator[WeightsFile]:
     """The weights file of a kind, "binary" or "hdf5". Scratch files go below ``folder``,
-    which is on the file system of the output."""
+    which is on the file system of the output; their names begin with ``prefix``."""
     if kind != "hdf5":
         yield BinaryWeights(path)
         return
     import tempfile
 
-    with tempfile.TemporaryDirectory(prefix=".caffe-fold-", dir=folder) as scratch:
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder) as scratch:
         yield Hdf5Weights(path, _owners(graph), scratch)
 
 

@@ -77,6 +77,14 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def entry(name: str, *others: str) -> dict[str, Any]:
+    """The ledger's entry of some outputs."""
+    outputs = {output: {"size": 0, "tag": "0"} for output in (name, *others)}
+    report: dict[str, Any] = {"warnings": [], "before": {}, "after": {}}
+    done = {"version": "0", "asked": "", "inputs": [], "outputs": outputs, "report": report}
+    return {"name": name, **done}
+
+
 def environment(**more: str) -> dict[str, str]:
     """The environment of a process that is to import this package, and these tests."""
     root = Path(cli.__file__).parents[1]

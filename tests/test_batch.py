@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -241,6 +244,26 @@ def test_a_torn_last_line_is_not_read(zoo: Path, tmp_path: Path, run: Run) -> No
     assert again(run, zoo) == "0 done, 2 unchanged"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"name":"net0_inference.caffemodel","report":{}}',
+        '{"name":"net0_inference.caffemodel","started":null}',
+        '{"name":"net0_inference.caffemodel","started":[1,"\\ud800","a\\u0000b"]}',
+        '{"name":"net0_inference.caffemodel","report":{},"inputs":[1],"outputs":{"":1}}',
+        "[" * 100_000,
+        "7",
+    ],
+)
+def test_a_line_that_is_no_entry_is_not_read(
+    line: str, zoo: Path, tmp_path: Path, run: Run
+) -> None:
+    run(zoo)
+    with (tmp_path / "out" / LEDGER).open("a") as file:
+        file.write(f"{line}\n")
+    assert again(run, zoo) == "0 done, 2 unchanged"
+
+
 def test_with_checksum_the_content_counts_and_not_place_and_time(
     zoo: Path, tmp_path: Path, run: Run
 ) -> None:
@@ -253,6 +276,43 @@ def test_with_checksum_the_content_counts_and_not_place_and_time(
     os.utime(moved / "net0.prototxt", ns=(status.st_atime_ns, status.st_mtime_ns))
     assert again(run, moved, "--checksum") == "1 done, 1 unchanged"
     assert again(run, moved) == "1 done, 1 unchanged"  # the other has another place now
+
+
+def test_with_checksum_the_output_folder_may_move(zoo: Path, tmp_path: Path, run: Run) -> None:
+    run(zoo, "--checksum")
+    moved, out = tmp_path / "moved", tmp_path / "out"
+    zoo.rename(moved)
+    out.rename(tmp_path / "old")
+    shutil.copytree(tmp_path / "old", out)  # with the times
+    arguments = ("--output-dir", str(tmp_path / "old"), "--checksum")
+    assert again(run, moved, *arguments, "--report", str(tmp_path / "r")) == "0 done, 2 unchanged"
+    for line in lines(tmp_path / "r"):
+        assert line["report"]["weights"] == line["weights"]
+        assert line["report"]["weights"].startswith(str(moved))
+        assert line["report"]["output_model"].startswith(str(tmp_path / "old"))
+
+
+def test_what_was_made_of_another_source_is_not_replaced_in_silence(
+    zoo: Path, tmp_path: Path, run: Run
+) -> None:
+    run(zoo)
+    tiny(7).write(tmp_path / "zoo", "net0")
+    assert "warning" not in run(zoo).err
+    write_pairs(tmp_path / "other", 1)
+    done = run(tmp_path / "other")
+    output = tmp_path / "out/net0_inference.caffemodel"
+    source = zoo / "net0.caffemodel"
+    assert (done.code, done.err.count("warning: ")) == (0, 1)
+    assert f"warning: {output} replaces what was made of {source}; " in done.err
+
+
+@POSIX
+def test_the_ledger_follows_no_link(zoo: Path, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "out" / f"{LEDGER}.tmp").symlink_to(tmp_path / "mine")
+    assert run(zoo).code == 0
+    assert (tmp_path / "mine").read_text() == "precious"
 
 
 def test_the_ledger_does_not_grow(zoo: Path, tmp_path: Path, run: Run) -> None:
@@ -283,14 +343,80 @@ def test_what_a_killed_fold_left_goes_and_nothing_else(zoo: Path, tmp_path: Path
     with (out / LEDGER).open("a") as file:
         file.write(json.dumps(started) + "\n")
     (out / name).touch()
-    (out / ".caffe-fold-abcd1234").mkdir()
-    kept = [out / ".net1_inference.prototxt.tmp", zoo / ".net0.prototxt.tmp"]
-    for path in kept:
+    scratch = out / ".net0_inference.caffemodel.tmp-abcd_123"
+    others = [  # of runs that may be alive
+        out / ".caffe-fold-abcd1234",
+        out / ".net1_inference.caffemodel.tmp-abcd1234",
+        out / ".net0_inference.caffemodel.tmp-abcd",
+    ]
+    for path in (scratch, *others):
+        path.mkdir()
+    kept = [out / ".net1_inference.prototxt.tmp", zoo / ".net0.prototxt.tmp", *others]
+    for path in kept[:2]:
         path.touch()
     assert again(run, zoo) == "1 done, 1 unchanged"
     assert not (out / name).exists()
-    assert not (out / ".caffe-fold-abcd1234").exists()
+    assert not scratch.exists()
     assert all(path.exists() for path in kept)
+
+
+@POSIX
+@pytest.mark.parametrize("kind", ["--equalize", "hdf5"])
+@pytest.mark.parametrize("name", ["net", "n" * 220])
+def test_a_killed_fold_leaves_scratch_that_the_next_run_removes(
+    kind: str, name: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "zoo").mkdir()
+    weights = tiny().write(tmp_path / "zoo", name)[1]
+    options = [kind]
+    if kind == "hdf5":
+        pytest.importorskip("h5py", reason="the hdf5 extra is not installed")
+        from test_hdf5_fold import write_hdf5
+
+        write_hdf5(weights, Path(f"{weights}.h5"))
+        weights.unlink()
+        options = []
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile.TemporaryDirectory, "cleanup", lambda self: None)
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(work, "entry_of", lambda *_: None)  # killed before it was done
+        assert run(tmp_path / "zoo", *options).code == 0
+    assert [path.name[-13:-8] for path in out.iterdir() if path.is_dir()] == [".tmp-"]
+    assert run(tmp_path / "zoo", *options).code == 0
+    assert not any(path.is_dir() for path in out.iterdir())
+
+
+# ---- Nobody reads it ----
+
+REDIRECTED = {
+    "a reader who is gone": "2>&1 | head -c1 >/dev/null; exit ${PIPESTATUS[0]}",
+    "no standard error": "2>&-",
+    "no standard output": ">&-",
+    "neither": ">&- 2>&-",
+    "a full disk for standard error": "2>/dev/full",
+    "a full disk for standard output": ">/dev/full",
+}
+
+
+@pytest.mark.skipif(
+    shutil.which("bash") is None or not os.path.exists("/dev/full"),
+    reason="needs bash and /dev/full",
+)
+@pytest.mark.parametrize("redirected", REDIRECTED.values(), ids=REDIRECTED.keys())
+def test_what_nobody_reads_stops_no_fold(redirected: str, tmp_path: Path) -> None:
+    write_pairs(tmp_path / "zoo", 3)
+    batching.tiny().write(tmp_path / "zoo", "bad")[1].write_bytes(b"")
+    command = [sys.executable, "-m", "caffe_fold", "batch", "zoo", "--output-dir", "out"]
+    done = subprocess.run(
+        ["bash", "-c", f"{shlex.join([*command, '--jobs', '1'])} {redirected}"],
+        cwd=tmp_path,
+        env=batching.environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, files(tmp_path / "out")) == (1, folded("net0", "net1", "net2"))
+    assert "internal" not in done.stderr
 
 
 # ---- Folders that cannot be written to ----
@@ -310,15 +436,24 @@ def test_a_report_that_cannot_be_written(zoo: Path, tmp_path: Path, run: Run) ->
     assert files(tmp_path / "out") == set()
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_report_on_a_full_disk_stops_no_fold(zoo: Path, tmp_path: Path, run: Run) -> None:
+    done = run(zoo, "--report", "/dev/full")
+    assert (done.code, files(tmp_path / "out")) == (1, folded("net0", "net1"))
+    assert "2 models: 2 done" in done.out
+    assert done.err.endswith("error: /dev/full is not whole: No space left on device\n")
+
+
 def test_a_full_disk_tears_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     book = ledger.Ledger(str(tmp_path))
-    book.done({"name": "a", "report": {}})
+    one = batching.entry("a")
+    book.done(one)
     write = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:9]))
     with pytest.raises(OutputError, match="cannot be written: No space left on device"):
-        book.done({"name": "b", "report": {}})
+        book.done({**one, "name": "b"})
     monkeypatch.undo()
-    book.done({"name": "c", "report": {}})
+    book.done({**one, "name": "c"})
     book.close()
     assert list(ledger.read(str(tmp_path))) == ["a", "c"]
 
@@ -372,6 +507,30 @@ def test_a_process_that_dies_fails_its_own_model_alone(
     assert all("was killed, twice" in error for error in errors.values())
     done = {path.name for path in tmp_path.glob("*_f.caffemodel")}
     assert done == {f"{o.task.name}_f.caffemodel" for o in found if not o.error}
+
+
+@POSIX
+@pytest.mark.parametrize("executable", ["/bin/false", "/nowhere/python"])
+def test_processes_that_do_not_start_are_one_line(executable: str, tmp_path: Path) -> None:
+    write_pairs(tmp_path / "zoo", 2)
+    code = (
+        "import multiprocessing, sys\nfrom caffe_fold import cli\n"
+        f"multiprocessing.set_executable({executable!r})\n"
+        "sys.argv = ['caffe-fold', 'batch', 'zoo', '--output-dir', 'out']; cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=batching.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    # The interpreter's own resource tracker did not start, either, and it says so.
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert [line[:42] for line in errors] == ["error: worker processes cannot be started:"]
+    assert "memory" not in done.stderr
 
 
 def test_an_executor_that_fails_is_in_the_outcome(tmp_path: Path) -> None:

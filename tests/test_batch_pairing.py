@@ -33,6 +33,10 @@ CASES = {
         {"train_iter_10": "deploy", "train_iter_20": "deploy"},
     ),
     "only a net of training": ({"train_test.prototxt": "training"}, {"net": "train_test"}),
+    "the word inference": (
+        {"segnet_inference.prototxt": "deploy", "segnet_train.prototxt": "training"},
+        {"segnet_iter_1000": "segnet_inference"},
+    ),
     "the word deploy": (
         {"resnet50_deploy.prototxt": "deploy", "deploy_vgg.prototxt": "deploy"},
         {"resnet50": "resnet50_deploy", "vgg": "deploy_vgg"},
@@ -76,6 +80,18 @@ CASES = {
     "the net is another's": (
         {"a.prototxt": "deploy", "solver.prototxt": "other"},
         {"a": "a", "b": "!is left for it"},
+    ),
+    "one of each is left, and there are others": (
+        {"a.prototxt": "deploy", "c.prototxt": "deploy"},
+        {"a": "a", "b": "!does not fit 'c.prototxt', and other weights are there"},
+    ),
+    "another's deploy net": (
+        {"a_train.prototxt": "training", "other_deploy.prototxt": "deploy"},
+        {"a": "!fits 'a_train.prototxt', which is for training, not 'other_deploy.prototxt'"},
+    ),
+    "another's deploy net, and snapshots": (
+        {"a_train_val.prototxt": "training", "other.prototxt": "deploy"},
+        {"a_iter_1": "!which is for training", "a_iter_2": "!which is for training"},
     ),
     "only a solver": ({"solver.prototxt": "other"}, {"net": "!is left for it"}),
     "two of the name but for case": (

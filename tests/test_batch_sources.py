@@ -11,6 +11,7 @@ import pytest
 from batching import files, folded, training, write_pairs
 from support.command import Call
 
+from caffe_fold.batch import ledger
 from caffe_fold.batch.folders import Pair, Skipped, pairs_in
 from caffe_fold.errors import InputError
 
@@ -85,6 +86,25 @@ def test_folded_nets_are_no_sources(tmp_path: Path) -> None:
     assert "as that of a folded net" in skipped["segnet_inference.caffemodel"]
 
 
+@pytest.mark.parametrize("weights", ["segnet", "segnet_iter_10", "pascal"])
+def test_a_deploy_net_may_have_the_name_of_a_folded_one(weights: str, tmp_path: Path) -> None:
+    model, values = batching.tiny().write(tmp_path)
+    model.rename(tmp_path / "segnet_inference.prototxt")
+    values.rename(tmp_path / f"{weights}.caffemodel")
+    (tmp_path / "segnet_train.prototxt").write_text(training().prototxt())
+    expected = {f"{weights}.caffemodel": "segnet_inference.prototxt"}
+    assert found(tmp_path) == (expected, {})
+
+
+def test_a_folded_net_without_its_source_gets_no_other_weights(tmp_path: Path) -> None:
+    batching.tiny().write(tmp_path, "a_inference")
+    batching.tiny().write(tmp_path, "b_inference")[1].rename(tmp_path / "c_inference.caffemodel")
+    batching.tiny().write(tmp_path, "other")[0].unlink()
+    pairs, skipped = found(tmp_path)
+    assert pairs == {}
+    assert "and other weights are there" in skipped["other.caffemodel"]
+
+
 def test_the_output_folder_is_no_source(tmp_path: Path, call: Call) -> None:
     write_pairs(tmp_path, 1)
     write_pairs(tmp_path / "out/odd", 1)
@@ -95,7 +115,7 @@ def test_the_output_folder_is_no_source(tmp_path: Path, call: Call) -> None:
 def test_what_another_ledger_has_as_its_outputs_is_no_source(tmp_path: Path) -> None:
     write_pairs(tmp_path / "zoo", 1)
     batching.tiny().write(tmp_path / "zoo", "named")
-    entry = {"name": "named.caffemodel", "outputs": {"named.caffemodel": {}, "named.prototxt": {}}}
+    entry = batching.entry("named.caffemodel", "named.prototxt")
     (tmp_path / "zoo" / batching.LEDGER).write_text(json.dumps(entry) + "\n")
     assert set(found(tmp_path)[0]) == {"zoo/net0.caffemodel"}
 
@@ -213,6 +233,19 @@ def test_a_manifest_names_pairs_outputs_and_options(kind: str, tmp_path: Path, c
     assert unchecked["checked"] is None
 
 
+def test_a_manifest_without_rows(tmp_path: Path, call: Call) -> None:
+    manifest = write_manifest(tmp_path, "model,weights\n")
+    done = call("batch", manifest, "--output-dir", tmp_path / "out")
+    assert (done.code, done.err) == (2, f"error: {manifest}: it has no rows\n")
+
+
+def test_blanks_around_cells_are_none_of_theirs(tmp_path: Path, call: Call) -> None:
+    write_pairs(tmp_path, 1)
+    manifest = write_manifest(tmp_path, "model, weights\nnet0.prototxt, net0.caffemodel \n")
+    assert call("batch", manifest, "--output-dir", tmp_path / "out").code == 0
+    assert files(tmp_path / "out") == folded("net0")
+
+
 def test_a_row_goes_before_the_command(tmp_path: Path, call: Call) -> None:
     write_pairs(tmp_path, 2)
     rows = [
@@ -276,6 +309,31 @@ BAD_JSON = {
         ":1: column 'keep': expected text or a number, or a list of them",
     ),
     "too many": ('{"model": "a", "weights": "b", "level": [1, 2]}', ":1: column 'level': expected"),
+    "a list for a truth": (
+        '{"model": "a", "weights": "b", "verify": [true]}',
+        ":1: column 'verify': ",
+    ),
+    "a number for a truth": ('{"model": "a", "weights": "b", "verify": 2}', ":1: column 'verify':"),
+    "half a truth": (
+        '{"model": "a", "weights": "b", "no-check": 0.5}',
+        ":1: column 'no-check': expected true or false",
+    ),
+    "no number": (
+        '{"model": "a", "weights": "b", "verify": true, "verify-tolerance": NaN}',
+        ":1: column 'verify-tolerance': expected a finite number",
+    ),
+    "text that is none": (
+        '{"model": "a", "weights": "b", "keep": "\\ud800"}',
+        ":1: column 'keep': ",
+    ),
+    "no file name": (
+        '{"model": "a", "weights": "b", "output_weights": "\\ud800.caffemodel"}',
+        ":1: column 'output-weights': '\\ud800.caffemodel' cannot be a file's name",
+    ),
+    "no file name to read": (
+        '{"model": "a\\udfff", "weights": "b"}',
+        ":1: column 'model': 'a\\udfff' cannot be a file's name",
+    ),
     "not UTF-8": ("\n\ud8ff", ":2: expected UTF-8"),
 }
 
@@ -342,6 +400,69 @@ def test_an_output_that_is_an_input_is_refused(tmp_path: Path, call: Call) -> No
     assert done.code == 2
     assert "inputs are never changed" in done.err
     assert (tmp_path / "net0.prototxt").read_bytes() == before
+
+
+@POSIX
+@pytest.mark.parametrize("scheme", ["file", "local", "FILE"])
+def test_a_url_of_a_local_file_is_the_file(scheme: str, tmp_path: Path, call: Call) -> None:
+    write_pairs(tmp_path, 2)
+    url = f"{scheme}://{tmp_path}"
+    row = {"model": f"{url}/net0.prototxt", "weights": "net0.caffemodel"}
+    manifest = write_manifest(
+        tmp_path, json.dumps({**row, "output_model": "net1.prototxt"}), "m.jsonl"
+    )
+    held = (tmp_path / "net0.prototxt").read_bytes()
+    taken = {**row, "output_model": "net0.prototxt"}
+    write_manifest(tmp_path, json.dumps(taken), "n.jsonl")
+    done = call("batch", f"{url}/n.jsonl", "--output-dir", url)
+    assert (done.code, "inputs are never changed" in done.err) == (2, True)
+    assert (tmp_path / "net0.prototxt").read_bytes() == held
+    (tmp_path / "net1.prototxt").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/sub").symlink_to(tmp_path / "elsewhere")
+    write_manifest(tmp_path, json.dumps({**row, "output_model": "sub/a.prototxt"}), "k.jsonl")
+    done = call("batch", tmp_path / "k.jsonl", "--output-dir", f"{url}/out")
+    assert (done.code, "since a link leads to" in done.err) == (2, True)
+    with ledger.locked(str(tmp_path / "out")):
+        done = call("batch", manifest, "--output-dir", f"{url}/out")
+    assert (done.code, "is being written by another run" in done.err) == (2, True)
+    assert call("batch", manifest, "--output-dir", f"{url}/out").code == 0
+    assert files(tmp_path / "out") == {"net1.prototxt", "net1.caffemodel"}
+
+
+def test_a_url_of_a_local_file_has_an_absolute_path(tmp_path: Path, call: Call) -> None:
+    done = call("batch", "file://zoo", "--output-dir", tmp_path / "out")
+    assert (done.code, "file://zoo has no absolute path" in done.err) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["m.jsonl", "input.npy", "other.prototxt", "zoo/b.caffemodel"])
+def test_no_output_and_no_report_replaces_what_the_batch_reads(
+    name: str, tmp_path: Path, call: Call
+) -> None:
+    """Of the folder zoo, ``b`` is skipped and ``other.prototxt`` is of no pair."""
+    zoo = tmp_path / "zoo"
+    write_pairs(zoo, 1)
+    batching.tiny().write(zoo, "c")[1].rename(zoo / "b.caffemodel")
+    batching.tiny().write(zoo, "d")[1].rename(zoo / "a.caffemodel")
+    (tmp_path / "input.npy").write_bytes(b"some input")
+    name = name.replace("other", "zoo/d")
+    row = {"model": "zoo/net0.prototxt", "weights": "zoo/net0.caffemodel", "verify": True}
+    row |= {"verify-input": "input.npy", "output_weights": name, "output_model": "new.prototxt"}
+    manifest = write_manifest(tmp_path, json.dumps(row), "m.jsonl")
+    before = (tmp_path / name).read_bytes()
+    done = call("batch", manifest, zoo, "--output-dir", tmp_path)
+    assert (done.code, "inputs are never changed" in done.err) == (2, True)
+    linked = tmp_path / "linked"
+    os.link(tmp_path / name, linked)
+    for report in (tmp_path / name, linked):
+        row["output_weights"] = "new.caffemodel"
+        if name != "m.jsonl":
+            write_manifest(tmp_path, json.dumps(row), "m.jsonl")
+        out = tmp_path / "out"
+        done = call("batch", manifest, zoo, "--output-dir", out, "--report", report)
+        assert (done.code, "give another --report" in done.err) == (2, True), done.err
+    assert (tmp_path / name).read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["m.jsonl", "net0.prototxt", "out/net0_inference.prototxt"])

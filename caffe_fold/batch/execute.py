@@ -14,17 +14,19 @@ from concurrent.futures import CancelledError, Executor, Future
 from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any, Union
-
-import click
+from typing import Any, TypeVar, Union
 
 from caffe_fold.batch.tasks import Task
 from caffe_fold.batch.worker import STOPPING, Outcome, failed, fold_and_end, fold_task, prepare
 from caffe_fold.errors import InputError, show
+from caffe_fold.streams import say
 
 __all__ = ["Cluster", "Processes", "Workers", "cores", "execute"]
 
+_T = TypeVar("_T")
+
 _SECONDS = 10
+_NO_START = "worker processes cannot be started"
 _LOST = "the cluster has dropped it; is its scheduler still there?"
 
 
@@ -65,12 +67,14 @@ class Processes:
         they were writing."""
         context = multiprocessing.get_context("spawn")  # the same everywhere, and safe
         reader, writer = context.Pipe(duplex=False)
-        executor = ProcessPoolExecutor(self.count, context, prepare, (reader,))
+        with _starting():
+            executor = ProcessPoolExecutor(self.count, context, prepare, (reader,))
         try:
             yield Pool(executor, lambda: False)
         finally:
             writer.close()
-            executor.shutdown(cancel_futures=True)
+            with contextlib.suppress(OSError):  # of processes that did not start
+                executor.shutdown(cancel_futures=True)
             reader.close()
 
 
@@ -106,7 +110,7 @@ class Cluster:
                 ) from None
             try:
                 if not client.scheduler_info()["workers"]:
-                    click.echo(f"waiting for workers of {show(self.address)}", err=True)
+                    say(f"waiting for workers of {show(self.address)}")
                 yield Pool(client.get_executor(), lambda: client.status == "closed")
             finally:
                 client.close(timeout=_SECONDS)
@@ -169,8 +173,7 @@ def _until_broken(
             task = waiting.popleft()
             started(task)
             try:
-                with _held_back():
-                    future = pool.executor.submit(workers.run, task)
+                future = _submitted(pool, workers.run, task)
             except BrokenProcessPool:
                 suspects.append(task)
             else:
@@ -197,13 +200,34 @@ def _alone(task: Task) -> Outcome:
     one = Processes(1)
     with one.pool() as pool:
         try:
-            with _held_back():
-                future = pool.executor.submit(one.run, task)
-            return future.result()
+            _submitted(pool, os.getpid).result()
+        except BrokenProcessPool:
+            raise InputError(f"{_NO_START}: they end before they have begun") from None
+        try:
+            return _submitted(pool, one.run, task).result()
         except BrokenProcessPool:
             return failed(
                 task, "its process was killed, twice; is there enough memory for this model?"
             )
+
+
+def _submitted(pool: Pool, call: Callable[..., _T], *arguments: Any) -> Future[_T]:
+    """The future of a call.
+
+    :raises InputError: if no process can be started for it.
+    """
+    with _starting(), _held_back():
+        return pool.executor.submit(call, *arguments)
+
+
+@contextlib.contextmanager
+def _starting() -> Iterator[None]:
+    """Say in one line why processes cannot be started. A broken pipe that is raised on is taken
+    for that of standard output, and nothing said."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{_NO_START}: {show(error.strerror or str(error))}") from None
 
 
 def _said(error: Exception) -> str:

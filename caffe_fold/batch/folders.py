@@ -6,14 +6,14 @@ import os
 import stat
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Union
 
 from caffe_fold.batch import storage
 from caffe_fold.batch.ledger import LEDGER, outputs_of
 from caffe_fold.batch.pairing import FOLDED, is_prototxt, is_weights, pair_up, stem
 from caffe_fold.errors import CaffeFoldError, InputError, show
 
-__all__ = ["Pair", "Skipped", "pairs_in"]
+__all__ = ["Item", "Pair", "Skipped", "Unpaired", "pairs_in"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,17 @@ class Skipped:
     reason: str
 
 
-def pairs_in(source: str, output: str) -> Iterator[Pair | Skipped]:
+@dataclass(frozen=True)
+class Unpaired:
+    """A prototxt of no pair, which is not to be replaced for that."""
+
+    path: str
+
+
+Item = Union[Pair, Skipped, Unpaired]
+
+
+def pairs_in(source: str, output: str) -> Iterator[Item]:
     """The pairs of a folder and of all folders below it, in the order of their names.
 
     Hidden files and folders, folded nets, and the folder ``output`` are passed over; links to
@@ -60,7 +70,7 @@ def pairs_in(source: str, output: str) -> Iterator[Pair | Skipped]:
         yield from _below(source, output)
 
 
-def _below(source: str, output: str) -> Iterator[Pair | Skipped]:
+def _below(source: str, output: str) -> Iterator[Item]:
     if not os.access(source, os.R_OK | os.X_OK):
         raise InputError(f"{show(source, 1000)} cannot be read: Permission denied")
     made: set[str] = set()  # what earlier runs wrote, by real path
@@ -90,7 +100,7 @@ def _below(source: str, output: str) -> Iterator[Pair | Skipped]:
         yield Skipped(str(error.filename), f"it cannot be read: {error.strerror}")
 
 
-def _below_url(source: str, output: str) -> Iterator[Pair | Skipped]:
+def _below_url(source: str, output: str) -> Iterator[Item]:
     """The same in a store, which has no links and no folders of its own."""
     by_folder: dict[str, list[str]] = {}
     source, own = source.rstrip("/"), output.rstrip("/")
@@ -106,15 +116,20 @@ def _below_url(source: str, output: str) -> Iterator[Pair | Skipped]:
         yield from _paired(folder, place, by_folder[place])
 
 
-def _paired(folder: str, place: str, names: Collection[str]) -> Iterator[Pair | Skipped]:
+def _paired(folder: str, place: str, names: Collection[str]) -> Iterator[Item]:
     """Pair the files of one folder."""
     stems = {(stem(name), is_weights(name)) for name in names}
     sources = []
+    apart = 0
     for name in names:
         bare = stem(name)
         if not bare.endswith(FOLDED):
             sources.append(name)
-        elif is_weights(name) and (bare[: -len(FOLDED)], True) not in stems:
+        elif not is_weights(name):
+            if not _is_folded(bare, stems):
+                sources.append(name)
+        elif (bare[: -len(FOLDED)], True) not in stems:
+            apart += 1
             yield Skipped(
                 storage.join(folder, name),
                 f"its name ends in {FOLDED}, as that of a folded net; if it is none, name the "
@@ -122,12 +137,29 @@ def _paired(folder: str, place: str, names: Collection[str]) -> Iterator[Pair | 
             )
     models = [name for name in sources if is_prototxt(name)]
     weights = [name for name in sources if is_weights(name)]
-    for found in pair_up(models, weights, lambda name: _kind(storage.join(folder, name))):
+    left = set(models)
+
+    def kind_of(name: str) -> str:
+        return _kind(storage.join(folder, name))
+
+    for found in pair_up(models, weights, kind_of, apart):
         path = storage.join(folder, found.weights)
         if found.model is None:
             yield Skipped(path, f"{found.reason}; name the pair in a manifest")
         else:
+            left.discard(found.model)
             yield Pair(storage.join(folder, found.model), path, place, show(folder, 1000))
+    for name in sorted(left):
+        yield Unpaired(storage.join(folder, name))
+
+
+def _is_folded(bare: str, stems: Collection[tuple[str, bool]]) -> bool:
+    """Whether a prototxt whose stem ends in ``_inference`` is a folded net's: it has weights of
+    its own name, or what it was made of is there, beside some folded weights."""
+    source = bare[: -len(FOLDED)]
+    is_beside_source = (source, True) in stems or (source, False) in stems
+    has_weights = any(is_ours and other.endswith(FOLDED) for other, is_ours in stems)
+    return (bare, True) in stems or (is_beside_source and has_weights)
 
 
 def _is_wanted(name: str) -> bool:

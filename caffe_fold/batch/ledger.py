@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import json
 import os
 import re
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from caffe_fold.batch import storage
 from caffe_fold.errors import CaffeFoldError, OutputError, show
 from caffe_fold.writing import lock
-from caffe_fold.writing.lock import hidden
+from caffe_fold.writing.lock import hidden, scratch_prefix
 
 if TYPE_CHECKING:
     from caffe_fold.batch.tasks import Task
@@ -32,22 +31,25 @@ __all__ = [
     "OWN_FILES",
     "Ledger",
     "entry_of",
+    "input_addresses",
     "inputs_of",
     "is_done",
     "is_inside",
     "locked",
     "outputs_of",
     "read",
+    "replaced",
 ]
 
 LEDGER = ".caffe-fold-batch.jsonl"
 _LOCKED = "caffe-fold-batch"
-OWN_FILES = (LEDGER, hidden(_LOCKED, "lock"))
+OWN_FILES = (LEDGER, f"{LEDGER}.tmp", hidden(_LOCKED, "lock"))
 
 _SECONDS = 5.0
 """How often the ledger is written in a store, where a line cannot be appended."""
 
-_SCRATCH = re.compile(r"\.caffe-fold-\w{8}\Z")
+_RANDOM = re.compile(r"\w{8}\Z")
+"""What ends the name of a scratch folder."""
 
 Entry = dict[str, Any]
 
@@ -72,12 +74,40 @@ def _lines(folder: str) -> list[bytes]:
 
 
 def _entry(line: bytes) -> Entry | None:
-    """An entry; None for a torn line, or one of something else."""
+    """An entry of a fold that has begun, or is done; None for a torn line, or anything else."""
     try:
         entry = json.loads(line)
-        return entry if isinstance(entry["name"], str) else None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, RecursionError):
         return None
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        return None
+    return entry if _is_started(entry) or _is_whole(entry) else None
+
+
+def _is_started(entry: Entry) -> bool:
+    names = entry.get("started")
+    return isinstance(names, list) and all(map(_is_name, names)) and "report" not in entry
+
+
+def _is_whole(entry: Entry) -> bool:
+    """Whether an entry has all that one of a fold that is done has, each of its kind."""
+    kinds = {"version": str, "asked": str, "inputs": list, "outputs": dict, "report": dict}
+    if not all(isinstance(entry.get(name), kind) for name, kind in kinds.items()):
+        return False
+    stamps = [*entry["inputs"], *entry["outputs"].values()]
+    return (
+        all(isinstance(stamp, dict) and {"size", "tag"} <= stamp.keys() for stamp in stamps)
+        and all("path" in known for known in entry["inputs"])
+        and all(map(_is_name, entry["outputs"]))
+        and {"warnings", "before", "after"} <= entry["report"].keys()
+    )
+
+
+def _is_name(name: object) -> bool:
+    try:
+        return isinstance(name, str) and bool(os.fsencode(name)) and "\0" not in name
+    except UnicodeEncodeError:
+        return False
 
 
 def outputs_of(folder: str) -> list[str]:
@@ -101,7 +131,7 @@ def inputs_of(task: Task) -> list[dict[str, Any]]:
     :raises InputError: if one is not there.
     """
     found = []
-    for address in _input_addresses(task):
+    for address in input_addresses(task):
         known: dict[str, Any] = {"path": address, **asdict(storage.stamp(address))}
         if task.checksum:
             known["sha256"] = storage.digest(address)
@@ -109,14 +139,19 @@ def inputs_of(task: Task) -> list[dict[str, Any]]:
     return found
 
 
-def _input_addresses(task: Task) -> list[str]:
+def input_addresses(task: Task) -> list[str]:
+    """The addresses of all that a task reads."""
     verify = task.options.get("verify") or {}
     return [task.model, task.weights, *filter(None, [verify.get("input")])]
 
 
 def asked(task: Task) -> str:
     """What was asked for, as text: the options, and the outputs' names."""
-    what = {"options": task.options, "strict": task.strict, "model": task.output_model}
+    what = {
+        "options": task.options,
+        "strict": task.strict,
+        "model": _below(task, task.output_model),
+    }
     return json.dumps(what, sort_keys=True, default=str)
 
 
@@ -140,6 +175,22 @@ def _below(task: Task, address: str) -> str:
     if storage.is_url(task.output):
         return address[len(task.output.rstrip("/")) + 1 :]
     return os.path.relpath(address, task.output).replace(os.sep, "/")
+
+
+def replaced(task: Task, entry: Entry | None) -> str:
+    """The address of other weights that an output was made of by an earlier run; "" if there is
+    none, or its outputs are gone."""
+    if entry is None or len(entry.get("inputs", ())) < 2:
+        return ""
+    made_of, new = entry["inputs"][1], task.weights
+    with contextlib.suppress(CaffeFoldError):
+        is_same = made_of["path"] == new or (
+            "sha256" in made_of
+            and made_of["size"] == storage.stamp(new).size
+            and made_of["sha256"] == storage.digest(new)
+        )
+        return "" if is_same or not storage.exists(task.output_weights) else made_of["path"]
+    return ""
 
 
 def is_done(task: Task, entry: Entry | None) -> bool:
@@ -220,11 +271,16 @@ class Ledger:
         """
         new = f"{self.address}.tmp"
         with _writing(self.address):
-            started = [entry.get("started", ()) for entry in self.entries.values()]
-            _remove_temporaries(self.folder, itertools.chain(*started))
+            started = [name for entry in self.entries.values() for name in entry.get("started", ())]
+            _remove_temporaries(self.folder, started)
+            _remove_scratch(self.folder, started)
             self.entries = {n: entry for n, entry in self.entries.items() if "report" in entry}
             try:
-                with open(new, "w", encoding="utf-8") as file:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(new)  # of a run that was killed
+                # Not to follow a link, which would lead to a file of someone else.
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+                with os.fdopen(os.open(new, flags, 0o666), "w", encoding="utf-8") as file:
                     file.writelines(map(_line, self.entries.values()))
                 os.replace(new, self.address)
             except OSError:
@@ -253,20 +309,42 @@ def _line(entry: Entry) -> str:
 
 def _remove_temporaries(output: str, names: Iterable[str]) -> None:
     """Remove what killed folds left beside outputs that they were to write
-    (``caffe_fold.writing.outputs.temporary_pair``, ``caffe_fold.weights_files``)."""
-    paths = [storage.join(output, name) for name in names]
-    folders = {os.path.dirname(path) for path in paths if is_inside(path, output)}
-    for path in paths:
+    (``caffe_fold.writing.outputs.temporary_pair``)."""
+    for path in _inside(output, names):
         left = [
             name for name in map(hidden, (path, path), ("tmp", "lock")) if os.path.lexists(name)
         ]
-        if left and os.path.dirname(path) in folders:
+        if left:
             with contextlib.suppress(OSError, OutputError), lock.locked(path):
                 os.unlink(hidden(path, "tmp"))
-    for folder in folders:
+
+
+def _remove_scratch(output: str, names: Iterable[str]) -> None:
+    """Remove the scratch folders of outputs that a killed run was writing; none of an output
+    that another run has locked (``caffe_fold.weights_files``)."""
+    by_folder: dict[str, list[str]] = {}
+    for path in _inside(output, names):
+        by_folder.setdefault(os.path.dirname(path), []).append(path)
+    for folder, paths in by_folder.items():
         with contextlib.suppress(OSError):
-            for found in filter(_SCRATCH.match, os.listdir(folder)):
-                shutil.rmtree(os.path.join(folder, found), ignore_errors=True)
+            found = [name for name in os.listdir(folder) if name.startswith(".")]
+            for path in paths:
+                prefix = scratch_prefix(hidden(path, "tmp"))
+                left = [
+                    name
+                    for name in found
+                    if name.startswith(prefix) and _RANDOM.match(name[len(prefix) :])
+                ]
+                if left:
+                    with contextlib.suppress(OSError, OutputError), lock.locked(path):
+                        for name in left:
+                            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+
+
+def _inside(output: str, names: Iterable[str]) -> list[str]:
+    """The paths of names below the output folder, without those that lead out of it."""
+    paths = [storage.join(output, name) for name in names]
+    return [path for path in paths if is_inside(path, output)]
 
 
 @contextlib.contextmanager

@@ -81,7 +81,7 @@ def _csv_rows(text: str, manifest: str, options: Options) -> Iterator[_Row]:
                 continue
             if len(cells) != len(head):
                 raise InputError(f"{origin}: found {len(cells)} cells; the head has {len(head)}")
-            yield _Row(origin, {name: cell for name, cell in zip(head, cells) if cell.strip()})
+            yield _Row(origin, {n: c.strip() for n, c in zip(head, cells) if c.strip()})
     except csv.Error as error:
         raise InputError(f"{show(manifest, 1000)}:{reader.line_num}: {error}") from None
 
@@ -139,7 +139,7 @@ def _pair(row: _Row, manifest: str, options: Options) -> Pair:
         if name in options:
             try:
                 key, value = options[name](cell)
-            except ValueError as error:
+            except (ValueError, TypeError, AttributeError) as error:
                 raise InputError(f"{row.origin}: column '{show(name)}': {error}") from None
             found[key] = value
     model, weights = (_file(row, name, manifest) for name in ("model", "weights"))
@@ -150,7 +150,7 @@ def _pair(row: _Row, manifest: str, options: Options) -> Pair:
         origin=row.origin,
         output_model=_text(row, "output-model"),
         output_weights=_text(row, "output-weights"),
-        options={key: _beside(key, value, manifest) for key, value in found.items()},
+        options={key: _beside(key, value, row, manifest) for key, value in found.items()},
     )
 
 
@@ -160,6 +160,10 @@ def _text(row: _Row, name: str) -> str | None:
         return None
     if not isinstance(cell, str) or not cell or "\0" in cell:
         _refuse(row, name, "expected a path")
+    try:
+        os.fsencode(cell)
+    except UnicodeEncodeError:
+        _refuse(row, name, f"'{show(ascii(cell)[1:-1])}' cannot be a file's name")
     return cell
 
 
@@ -167,9 +171,17 @@ def _file(row: _Row, name: str, manifest: str) -> str:
     cell = _text(row, name)
     if cell is None:
         _refuse(row, name, "it is missing")
+    cell = _local(cell, row, name)
     if storage.is_url(manifest) and not storage.is_url(cell) and os.path.isabs(cell):
         _refuse(row, name, "a path of this machine in a manifest from elsewhere; expected a URL")
     return _resolved(cell, manifest)
+
+
+def _local(cell: str, row: _Row, name: str) -> str:
+    try:
+        return storage.local(cell)
+    except InputError as error:
+        _refuse(row, name, str(error))
 
 
 def _refuse(row: _Row, name: str, message: str) -> NoReturn:
@@ -187,9 +199,10 @@ def _resolved(name: str, manifest: str) -> str:
     return os.path.join(folder, name)
 
 
-def _beside(key: str, value: Any, manifest: str) -> Any:
+def _beside(key: str, value: Any, row: _Row, manifest: str) -> Any:
     """An option that names a file beside the manifest."""
-    return _resolved(value, manifest) if key == "verify_input" and value else value
+    is_file = key == "verify_input" and value
+    return _resolved(_local(value, row, "verify-input"), manifest) if is_file else value
 
 
 def _place(weights: str) -> str:

@@ -1,7 +1,7 @@
 """Which prototxt goes with which weights in one folder, by their names and kinds.
 
-Nothing is guessed: where a name does not tell, only the one prototxt with the one weights
-file, or with the snapshots of one training, is a pair.
+Nothing is guessed: where a name does not tell, only a folder's one prototxt with its one
+weights file, or with the snapshots of one training, is a pair.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _WEIGHTS = (".caffemodel", ".caffemodel.h5")
 _SNAPSHOT = re.compile(r"_iter_(\d+)\Z", re.IGNORECASE)
 # What stands in only one of two names that belong together: deploy_resnet50 and resnet50,
 # ResNet-50-deploy and ResNet-50-model, mobilenet_deploy and mobilenet_iter_73000.
-_WORDS = re.compile(r"\A(deploy|model)(?![a-z])[-_.]?|[-_.]?(?<![a-z])(deploy|model)\Z")
+_WORDS = re.compile(r"\A(deploy|model)(?![a-z])[-_.]?|[-_.]?(?<![a-z])(deploy|model|inference)\Z")
+_TRAINING = re.compile(r"[-_.]?(?<![a-z])(train|trainval|test|val|solver)(?![a-z])[-_.]?")
 
 FOLDED = "_inference"
 """What ends the stem of a folded file."""
@@ -59,22 +60,31 @@ def stem(name: str) -> str:
 
 
 def pair_up(
-    models: Sequence[str], weights: Sequence[str], kind_of: Callable[[str], Kind]
+    models: Sequence[str],
+    weights: Sequence[str],
+    kind_of: Callable[[str], Kind],
+    apart: int = 0,
 ) -> list[Paired]:
     """Pair the files of one folder.
 
     :param kind_of: tells a prototxt's kind; it reads the file, and is asked only where the
         names do not tell.
+    :param apart: how many weights files there are beside these, which may have a prototxt here.
     """
-    return _Folder(models, weights, kind_of).pairs()
+    return _Folder(models, weights, kind_of, apart).pairs()
 
 
 class _Folder:
     """One folder's names, and what they say of each other."""
 
     def __init__(
-        self, models: Sequence[str], weights: Sequence[str], kind_of: Callable[[str], Kind]
+        self,
+        models: Sequence[str],
+        weights: Sequence[str],
+        kind_of: Callable[[str], Kind],
+        apart: int,
     ) -> None:
+        self.apart = apart
         self.models, self.weights = models, weights
         self.kind = functools.lru_cache(maxsize=None)(kind_of)
         self.with_stem = Counter(map(stem, weights))
@@ -138,12 +148,26 @@ class _Folder:
             return "no prototxt in its folder is left for it that holds a net"
         if len(free) > 1:
             return f"its name fits none of {_list(free)}"
+        if len(rest) < len(self.weights) or self.apart:
+            return f"its name does not fit '{show(free[0])}', and other weights are there"
+        named = self.training_of(rest)
+        if named and _key(free[0]) and free[0] not in named:
+            return f"its name fits {_list(named)}, which is for training, not '{show(free[0])}'"
         trainings = {_SNAPSHOT.sub("", stem(name)) for name in rest}
         if len(rest) == 1 or (len(trainings) == 1 and all(map(_is_snapshot, rest))):
             return ""
         return (
             f"{_list(rest)} are there for '{show(free[0])}', and are not snapshots of one training"
         )
+
+    def training_of(self, weights: list[str]) -> list[str]:
+        """The nets of training that have the name of some weights."""
+        keys = set(filter(None, map(_training_key, weights)))
+        return [
+            name
+            for name in self.nets
+            if _training_key(name) in keys and self.kind(name) == "training"
+        ]
 
 
 def _grouped(names: Sequence[str], by: Callable[[str], str]) -> dict[str, list[str]]:
@@ -160,6 +184,11 @@ def _is_snapshot(weights: str) -> bool:
 def _key(name: str) -> str:
     """What of a name two files have in common that belong together."""
     return _WORDS.sub("", _SNAPSHOT.sub("", stem(name)).lower())
+
+
+def _training_key(name: str) -> str:
+    """The same without what tells nets of training apart."""
+    return _TRAINING.sub("", _key(name))
 
 
 def _list(names: Sequence[str], most: int = 3) -> str:

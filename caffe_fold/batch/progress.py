@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
-import click
-
 from caffe_fold.batch.table import Row
 from caffe_fold.errors import show
+from caffe_fold.streams import say
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -61,7 +61,7 @@ class _Lines:
     def tell(self, row: Row) -> None:
         self.count += 1
         if row.error or not self.quiet:
-            click.echo(f"[{self.count}/{self.total}] {_line(row)}", err=True)
+            say(f"[{self.count}/{self.total}] {_line(row)}")
 
 
 class _Bar:
@@ -91,12 +91,14 @@ class _Bar:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            self.bar.stop()
 
     def tell(self, row: Row) -> None:
         if row.error:
             self.failed += 1
-            self.bar.console.print(_line(row), markup=False, highlight=False, soft_wrap=True)
+            with contextlib.suppress(OSError):
+                self.bar.console.print(_line(row), markup=False, highlight=False, soft_wrap=True)
         speed = self.bar.tasks[self.job].speed
         rate = f"{speed:.1f}/s" if speed else ""
         self.bar.update(self.job, advance=1, failed=self.failed, rate=rate)

@@ -11,23 +11,28 @@ from typing import IO, Any
 
 from caffe_fold.batch import ledger, manifest, storage
 from caffe_fold.batch.execute import Workers, cores, execute
-from caffe_fold.batch.folders import Pair, Skipped, pairs_in
+from caffe_fold.batch.folders import Item, Pair, Skipped, pairs_in
 from caffe_fold.batch.progress import Progress
 from caffe_fold.batch.table import Row, as_line, row_of, skipped_line
-from caffe_fold.batch.tasks import Task, plan
+from caffe_fold.batch.tasks import Task, identity, plan
 from caffe_fold.errors import InputError, Interrupted, OutputError, show
+from caffe_fold.streams import say
 
-__all__ = ["Batch", "find", "run", "split"]
+__all__ = ["Batch", "Result", "find", "run", "split"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What is to be done, and what is no pair."""
+    """What is to be done, and what is no pair.
+
+    :param others: addresses of what is read and of no task.
+    """
 
     sources: tuple[str, ...]
     output: str
     tasks: tuple[Task, ...]
     skipped: tuple[Skipped, ...]
+    others: tuple[str, ...]
 
 
 def find(
@@ -48,14 +53,17 @@ def find(
     found = [item for source in sources for item in _items(source, output, row_options)]
     skipped = tuple(item for item in found if isinstance(item, Skipped))
     pairs = [item for item in found if isinstance(item, Pair)]
-    if not found:
+    if not pairs and not skipped:
         names = ", ".join(show(source, 1000) for source in sources)
-        raise InputError(f"{names}: there is no caffemodel in it")
-    tasks = tuple(plan(pairs, output, options, checksum))
-    return Batch(sources, output, tasks, skipped)
+        has_folder = not all(map(manifest.is_manifest, sources))
+        what = "there is no caffemodel in it" if has_folder else "it has no rows"
+        raise InputError(f"{names}: {what}")
+    others = (*sources, *(item.path for item in found if not isinstance(item, Pair)))
+    tasks = tuple(plan(pairs, output, options, checksum, others))
+    return Batch(sources, output, tasks, skipped, others)
 
 
-def _items(source: str, output: str, options: manifest.Options) -> Iterator[Pair | Skipped]:
+def _items(source: str, output: str, options: manifest.Options) -> Iterator[Item]:
     if not storage.is_url(source) and not os.path.exists(source):
         raise InputError(f"{show(source, 1000)} is not there")
     is_folder = os.path.isdir(source)
@@ -78,6 +86,7 @@ def _absolute(address: str) -> str:
     """
     if not address:
         raise InputError("an empty path is given; expected a folder, a manifest or a URL")
+    address = storage.local(address)
     return address if storage.is_url(address) else os.path.abspath(address)
 
 
@@ -92,14 +101,28 @@ def split(batch: Batch, entries: Mapping[str, ledger.Entry]) -> tuple[list[Row],
     rows, left = [], []
     for task, is_done in zip(batch.tasks, done):
         if is_done:
-            report = entries[task.name]["report"]
+            report = _as_of(task, entries[task.name]["report"])
             rows.append(Row(task.name, "unchanged", task.model, task.weights, report=report))
         else:
             left.append(task)
     return rows, left
 
 
+def _as_of(task: Task, report: Mapping[str, Any]) -> dict[str, Any]:
+    """An earlier run's report with the paths of now, which with a checksum may be others."""
+    names = ("model", "weights", "output_model", "output_weights")
+    return {**report, **{name: getattr(task, name) for name in names if name in report}}
+
+
 # ---- Running ----
+
+
+@dataclass(frozen=True)
+class Result:
+    """A row a model, and why the report is not whole; "" where it is."""
+
+    rows: list[Row]
+    report_error: str
 
 
 def run(
@@ -107,34 +130,36 @@ def run(
     workers: Callable[[int], Workers],
     report: str | None,
     progress: Callable[[int], Progress],
-) -> list[Row]:
+) -> Result:
     """Fold what is not done; a row a model.
 
     :param workers: gives the workers for a number of tasks.
     :param report: a file that gets a line a model.
     :param progress: makes what is told of each model, for a number of tasks.
-    :raises OutputError: if the output folder is locked, or cannot be written to.
+    :raises OutputError: if the output folder is locked, or it or the report cannot be written
+        to; a report that cannot be written to later on stops no fold.
     :raises Interrupted: after Ctrl-C, with what is done in the ledger.
     """
     rows: list[Row] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(ledger.locked(batch.output))
-        line = stack.enter_context(_report(report, batch))
+        lines = stack.enter_context(_opened(report, batch))
         book = stack.enter_context(contextlib.closing(ledger.Ledger(batch.output)))
         for skipped in batch.skipped:
-            line(skipped_line(skipped))
+            lines.write(skipped_line(skipped))
         try:
             unchanged, left = split(batch, book.entries)
             for row in unchanged:
                 rows.append(row)
-                line(as_line(row))
+                lines.write(as_line(row))
+            _tell_replaced(left, book)
             if left:
                 found = _outcomes(left, workers(len(left)), book)
                 told = stack.enter_context(progress(len(left)))
                 with contextlib.closing(found):
                     for row in found:
                         rows.append(row)
-                        line(as_line(row))
+                        lines.write(as_line(row))
                         told.tell(row)
         except KeyboardInterrupt:
             done = sum(not row.error for row in rows)
@@ -142,7 +167,17 @@ def run(
                 f"interrupted; {done} of {len(batch.tasks)} models are done, and the same "
                 "command goes on from there"
             ) from None
-    return rows
+    return Result(rows, lines.error)
+
+
+def _tell_replaced(tasks: Sequence[Task], book: ledger.Ledger) -> None:
+    """Warn where an output was made of another source by an earlier run."""
+    for task in tasks:
+        path = ledger.replaced(task, book.entries.get(task.name))
+        if path:
+            output, weights = show(task.output_weights, 1000), show(task.weights, 1000)
+            made = f"replaces what was made of {show(path, 1000)}"
+            say(f"warning: {output} {made}; it is now of {weights}")
 
 
 def _outcomes(
@@ -156,36 +191,59 @@ def _outcomes(
             yield row_of(outcome)
 
 
-@contextlib.contextmanager
-def _report(path: str | None, batch: Batch) -> Iterator[Callable[[str], None]]:
-    """What writes a line to the report, at once.
+class _Report:
+    """Writes lines to the report at once, if there is one, until that fails."""
 
-    :raises OutputError: if it cannot be written, or is one of the batch's own files.
+    def __init__(self, path: str, file: IO[str] | None) -> None:
+        self.path, self.file = path, file
+        self.error = ""
+
+    def write(self, line: str) -> None:
+        if self.file is None or self.error:
+            return
+        try:
+            self.file.write(line + "\n")
+            self.file.flush()
+        except OSError as error:
+            self.error = f"{show(self.path, 1000)} is not whole: {error.strerror}"
+
+
+@contextlib.contextmanager
+def _opened(path: str | None, batch: Batch) -> Iterator[_Report]:
+    """The report.
+
+    :raises OutputError: if it cannot be opened, or is one of the batch's own files.
     """
     if path is None:
-        yield lambda line: None
+        yield _Report("", None)
         return
+    path = storage.local(path)
     _require_other(path, batch)
     try:
-        with open(path, "w", encoding="utf-8") as file:
-            yield lambda line: _write(file, line)
-    except OSError as error:
-        raise OutputError(f"{show(path, 1000)} cannot be written: {error.strerror}") from None
-
-
-def _write(file: IO[str], line: str) -> None:
-    file.write(line + "\n")
-    file.flush()
+        file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - closed below
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OutputError(f"{show(path, 1000)} cannot be written: {reason}") from None
+    try:
+        yield _Report(path, file)
+    finally:
+        with contextlib.suppress(OSError):  # of what could not be written before
+            file.close()
 
 
 def _require_other(path: str, batch: Batch) -> None:
-    """Check that a report does not replace one of the batch's files."""
-    real = os.path.realpath(path)
-    files = (
-        name
-        for task in batch.tasks
-        for name in (task.model, task.weights, task.output_model, task.output_weights)
-    )
-    own = (*batch.sources, *(storage.join(batch.output, name) for name in ledger.OWN_FILES))
-    if any(os.path.realpath(name) == real for name in (*own, *files)):
-        raise OutputError(f"{show(path, 1000)} is a file of the batch; give another --report")
+    """Check that a report does not replace one of the batch's files, under whatever name."""
+    outputs = (name for task in batch.tasks for name in (task.output_model, task.output_weights))
+    inputs = (name for task in batch.tasks for name in ledger.input_addresses(task))
+    own = (storage.join(batch.output, name) for name in ledger.OWN_FILES)
+    real = identity(path)
+    for name in (*batch.others, *own, *inputs, *outputs):
+        if identity(name) == real or _is_same(name, path):
+            raise OutputError(f"{show(path, 1000)} is a file of the batch; give another --report")
+
+
+def _is_same(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):
+        return False

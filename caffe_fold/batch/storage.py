@@ -25,6 +25,7 @@ __all__ = [
     "folder_of",
     "is_url",
     "join",
+    "local",
     "opened",
     "reading",
     "remove",
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_LOCAL = re.compile(r"(?:file|local)://", re.IGNORECASE)
 _CHUNK = 1 << 20
 # What the stores call that which changes with the content: S3 and HTTP, Google, Azure, files.
 _TAGS = ("ETag", "etag", "generation", "md5Hash", "mtime", "LastModified", "last_modified")
@@ -43,6 +45,26 @@ _TAGS = ("ETag", "etag", "generation", "md5Hash", "mtime", "LastModified", "last
 def is_url(address: str) -> bool:
     """Whether an address is a URL and not a path, as that of a Windows drive is."""
     return _URL.match(address) is not None
+
+
+def local(address: str) -> str:
+    """An address with the path in place of a URL of this machine's own files, since what keeps
+    inputs, links and locks safe looks at paths.
+
+    :raises InputError: if such a URL has no absolute path.
+    """
+    found = _LOCAL.match(address)
+    if found is None:
+        return address
+    path = address[found.end() :]
+    if re.match(r"/[A-Za-z]:", path) and os.name == "nt":
+        path = path[1:]
+    if not os.path.isabs(path):
+        raise InputError(
+            f"{show(address, 1000)} has no absolute path; expected {found.group()}/folder/file, "
+            "or a path without a scheme"
+        )
+    return os.path.normpath(path)
 
 
 def join(folder: str, name: str) -> str:

@@ -13,11 +13,11 @@ from typing import Any
 from caffe_fold._version import __version__
 from caffe_fold.batch import storage
 from caffe_fold.batch.folders import Pair
-from caffe_fold.batch.ledger import OWN_FILES, is_inside
+from caffe_fold.batch.ledger import OWN_FILES, input_addresses, is_inside
 from caffe_fold.batch.pairing import FOLDED, stem
 from caffe_fold.errors import InputError, OutputError, show
 
-__all__ = ["Task", "plan", "require_inside"]
+__all__ = ["Task", "identity", "plan", "require_inside"]
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,21 @@ class Task:
 
 
 def plan(
-    pairs: Iterable[Pair], output: str, options: Mapping[str, Any], checksum: bool
+    pairs: Iterable[Pair],
+    output: str,
+    options: Mapping[str, Any],
+    checksum: bool,
+    others: Iterable[str],
 ) -> list[Task]:
     """A task for each pair; its own options go before ``options``.
+
+    :param others: addresses of what else the batch reads: no output replaces it.
 
     :raises InputError: if an output is not inside the output folder.
     :raises OutputError: if two pairs would write one file, or one would write an input.
     """
     tasks = [_task(pair, output, options, checksum) for pair in pairs]
-    _require_different(tasks)
+    _require_different(tasks, others)
     return tasks
 
 
@@ -137,28 +143,27 @@ def require_inside(path: str, output: str) -> None:
         )
 
 
-def _require_different(tasks: list[Task]) -> None:
+def _require_different(tasks: list[Task], others: Iterable[str]) -> None:
     owners: dict[str, Task] = {}
     for task in tasks:
         for path in (task.output_model, task.output_weights):
-            other = owners.setdefault(_identity(path), task)
+            other = owners.setdefault(identity(path), task)
             if other is not task or task.output_model == task.output_weights:
                 raise OutputError(
                     f"{show(path, 1000)} would be written by two: {show(other.weights, 1000)} and "
                     f"{show(task.weights, 1000)}; name other outputs in a manifest, or give each "
                     "source an --output-dir of its own"
                 )
-    for task in tasks:
-        for path in (task.model, task.weights):
-            writer = owners.get(_identity(path))
-            if writer is not None:
-                raise OutputError(
-                    f"{show(path, 1000)} is an input, and {show(writer.weights, 1000)} would be "
-                    "written to it; inputs are never changed"
-                )
+    for path in (*others, *(path for task in tasks for path in input_addresses(task))):
+        writer = owners.get(identity(path))
+        if writer is not None:
+            raise OutputError(
+                f"{show(path, 1000)} is an input, and {show(writer.weights, 1000)} would be "
+                "written to it; inputs are never changed"
+            )
 
 
-def _identity(address: str) -> str:
+def identity(address: str) -> str:
     """The same for all addresses of one file."""
     if storage.is_url(address):
         return address

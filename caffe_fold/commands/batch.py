@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -13,7 +14,8 @@ import click
 from caffe_fold.commands.fold_options import fold_options
 from caffe_fold.commands.printing import printing_to_reader
 from caffe_fold.commands.verify_options import asked_for
-from caffe_fold.errors import show
+from caffe_fold.errors import OutputError, show
+from caffe_fold.streams import say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,7 +95,7 @@ def batch(
     asked_for(click.get_current_context(), dict(options), options["verify"])
     found = find(sources, output, _absolute(options), _row_options(), checksum)
     for skipped in found.skipped:
-        click.echo(f"skipped  {show(skipped.path, 1000)}: {skipped.reason}", err=True)
+        say(f"skipped  {show(skipped.path, 1000)}: {skipped.reason}")
     if dry_run:
         return _print_plan(found)
     return _run(found, partial(_workers, jobs, scheduler), report, quiet)
@@ -104,9 +106,13 @@ def batch(
 
 def _absolute(options: dict[str, Any]) -> dict[str, Any]:
     """The options with paths that mean the same in another folder."""
+    from caffe_fold.batch import storage
+
     found = dict(options)
     for name in ("verify_input", "verify_caffe_python"):
         path = options[name]
+        if path and name == "verify_input":
+            path = found[name] = storage.local(path)
         # A bare name of an interpreter is looked up on the PATH.
         if path and "://" not in path and (name == "verify_input" or os.sep in path):
             found[name] = os.path.abspath(path)
@@ -139,6 +145,8 @@ def _parameter(context: click.Context, option: click.Option, cell: Any) -> tuple
     assert option.name is not None
     try:
         if option.is_flag:
+            if not isinstance(cell, (bool, str)):
+                raise ValueError("expected true or false")
             is_on = click.BOOL.convert(cell, option, context)
             return option.name, option.flag_value if is_on else not option.flag_value
         given = cell if isinstance(cell, list) else [cell]
@@ -148,10 +156,22 @@ def _parameter(context: click.Context, option: click.Option, cell: Any) -> tuple
             raise ValueError("expected text or a number, or a list of them")
         if not option.multiple and len(given) != 1:
             raise ValueError("expected one value")
+        if any(isinstance(c, float) and not math.isfinite(c) for c in given):
+            raise ValueError("expected a finite number")
         texts = tuple(map(str, given))
+        if not all(map(_is_text, texts)):
+            raise ValueError("it has half a character of UTF-16")
         return option.name, option.process_value(context, texts if option.multiple else texts[0])
     except click.BadParameter as error:
         raise ValueError(error.message) from None
+
+
+def _is_text(cell: str) -> bool:
+    try:
+        cell.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _workers(jobs: int | None, scheduler: str | None, count: int) -> Workers:
@@ -190,12 +210,17 @@ def _run(found: Batch, workers: Callable[[int], Workers], report: str | None, qu
     from caffe_fold.batch.run import run
 
     start = time.monotonic()
-    rows = run(found, workers, report, partial(progress, quiet=quiet))
+    result = run(found, workers, report, partial(progress, quiet=quiet))
     seconds = time.monotonic() - start
     if not quiet:
-        with printing_to_reader():
-            _print_table(rows, len(found.skipped), seconds)
-    return 1 if any(row.error for row in rows) else 0
+        try:
+            with printing_to_reader():
+                _print_table(result.rows, len(found.skipped), seconds)
+        except OutputError as error:  # the folds are done all the same
+            say(f"warning: {error}")
+    if result.report_error:
+        say(f"error: {result.report_error}")
+    return 1 if result.report_error or any(row.error for row in result.rows) else 0
 
 
 def _print_table(rows: Sequence[Row], skipped: int, seconds: float) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
+
+from caffe_fold.errors import OutputError
+from caffe_fold.streams import silence
 
 if TYPE_CHECKING:
     from caffe_fold.report import Report
@@ -24,12 +26,18 @@ def print_report(report: Report, as_json: bool, quiet: bool) -> None:
 
 @contextlib.contextmanager
 def printing_to_reader() -> Iterator[None]:
-    """A reader of our output who is gone is no error: the work is done all the same."""
+    """A reader of our output who is gone is no error: the work is done all the same.
+
+    :raises OutputError: if there is another reason why nothing can be printed.
+    """
     try:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
+    except OSError as error:
+        silence(sys.stdout)
+        raise OutputError(f"standard output cannot be written to: {error.strerror}") from None
 
 
 def _print(report: Report, as_json: bool, quiet: bool) -> None:

@@ -31,6 +31,7 @@ from caffe_fold.report import Checked
 from caffe_fold.weights.caffemodel import Caffemodel
 from caffe_fold.weights_files import WeightsFile, opened_weights
 from caffe_fold.writing.folded_values import Blocked
+from caffe_fold.writing.lock import scratch_prefix
 from caffe_fold.writing.rewrite_caffemodel import rewrite_caffemodel
 
 __all__ = ["equalize_weights"]
@@ -60,7 +61,8 @@ def equalize_weights(
     """
     kept = [graph.last[name] for name in keep]
     folder, name = os.path.split(weights)
-    with tempfile.TemporaryDirectory(prefix=".caffe-fold-", dir=folder or os.curdir) as scratch:
+    prefix = scratch_prefix(name)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder or os.curdir) as scratch:
         target = os.path.join(scratch, name)
         with opened_weights(weights, kind, graph, scratch) as file, file.open() as model:
             files = _Files(graph, model, file, target, threads)

@@ -14,7 +14,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["hidden", "locked"]
+__all__ = ["hidden", "locked", "scratch_prefix"]
 
 _NAME_LIMIT = 255
 # What a file system says that has no locks; some that are mounted over a network have none.
@@ -49,6 +49,15 @@ def hidden(path: str, suffix: str) -> str:
     while len(os.fsencode(f".{name}.{suffix}")) > _NAME_LIMIT:
         name = name[1:]
     return os.path.join(folder, f".{name}.{suffix}")
+
+
+def scratch_prefix(temporary: str) -> str:
+    """How the names of an output's scratch folders begin, which end in eight characters: with
+    that of its temporary file, so that it is known whose they are."""
+    name = os.path.basename(temporary)
+    while len(os.fsencode(name)) + len("-12345678") > _NAME_LIMIT:
+        name = f".{name[2:]}"
+    return f"{name}-"
 
 
 def _taken(name: str, shown: str) -> int | None:
