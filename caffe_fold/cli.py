@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 
 from caffe_fold._version import __version__
-from caffe_fold.errors import CaffeFoldError
+from caffe_fold.errors import CaffeFoldError, show
 from caffe_fold.streams import fill, silence
 
 __all__ = ["main"]
@@ -108,7 +108,7 @@ def _run() -> int:
             raise
         kind = type(error).__name__
         return _fail(
-            f"internal error ({kind}: {error}); please report it with the files; "
+            f"internal error ({kind}: {show(str(error))}); please report it with the files; "
             "CAFFE_FOLD_DEBUG=1 shows where it happened",
             1,
         )
