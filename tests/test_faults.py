@@ -309,3 +309,64 @@ def test_no_descriptor_is_left_open(folder: Path) -> None:
         with locked(str(folder / NAMES[0])), pytest.raises(OutputError):
             folded(folder)
     assert open_files() == before
+
+
+@pytest.mark.parametrize("suffix", ["tmp", "lock", "old"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_an_input_that_has_a_hidden_files_name_is_not_taken_away(
+    suffix: str, which: int, folder: Path
+) -> None:
+    inputs = [folder / "net.prototxt", folder / "net.caffemodel"]
+    odd = Path(hidden(str(folder / NAMES[1]), suffix))
+    data = inputs[which].read_bytes()
+    inputs[which].rename(odd)
+    inputs[which] = odd
+    with pytest.raises(OutputError, match="has the name of a file that is made and removed"):
+        caffe_fold.fold(inputs[0], inputs[1], folder / NAMES[0], folder / NAMES[1])
+    assert odd.read_bytes() == data
+    other = Path(hidden(str(folder / NAMES[0]), suffix))
+    odd.rename(folder / "in")
+    inputs[which] = folder / "in"
+    with pytest.raises(OutputError, match="has the name of a file that is made and removed"):
+        caffe_fold.fold(inputs[0], inputs[1], folder / NAMES[0], other)
+    assert not other.exists()
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()])
+def test_weights_that_cannot_be_renamed_leave_the_old_pair(
+    error: BaseException, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs, right = both_ways(folder), os.replace
+
+    def fail(source: str, target: str) -> None:
+        if target.endswith(NAMES[1]):
+            raise error
+        right(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises((OutputError, KeyboardInterrupt)):
+        folded(folder, keep=["conv"])
+    assert outputs(folder) == pairs[1]
+    assert not list(folder.glob(".*"))
+
+
+def test_ctrl_c_waits_until_the_pair_is_whole(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs, right = both_ways(folder), os.replace
+
+    def interrupt(source: str, target: str) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        right(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        folded(folder, keep=["conv"])
+    assert outputs(folder) == pairs[0]
+    assert not list(folder.glob(".*"))
+
+
+def test_long_names_that_end_alike_have_hidden_files_of_their_own(tmp_path: Path) -> None:
+    one, two = (str(tmp_path / f"{first}{'x' * 245}.caffe") for first in "ab")
+    assert hidden(one, "lock") != hidden(two, "lock")
+    assert len(os.path.basename(hidden(one, "lock"))) < 100

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from caffe_fold.errors import ExtraMissing, OutputError, Path, show
 from caffe_fold.writing.lock import locked
-from caffe_fold.writing.outputs import require_place, temporary_file
+from caffe_fold.writing.outputs import require_apart, require_place, temporary_file
 
 if TYPE_CHECKING:
     from caffe_fold.page.page import Page
@@ -56,6 +56,10 @@ def page_target(html: Path, others: Sequence[Path | None]) -> Iterator[PageTarge
         with _told(path):
             _require_other(path, others)
             require_place(path)
+            require_apart(path, others)
+            for other in others:
+                if other is not None:
+                    require_apart(os.fspath(other), (path,))
             is_locked = stack.enter_context(locked(path))
             temporary = stack.enter_context(temporary_file(path, is_locked))
         yield PageTarget(path, temporary)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import zlib
 from collections.abc import Iterator
 
 from caffe_fold.errors import OutputError, show
@@ -46,8 +47,9 @@ def locked(path: str, shown: str | None = None) -> Iterator[bool]:
 def hidden(path: str, suffix: str) -> str:
     """The path of a hidden file beside an output, of its name and a suffix."""
     folder, name = os.path.split(path)
-    while len(os.fsencode(f".{name}.{suffix}")) > _NAME_LIMIT:
-        name = name[1:]
+    if len(os.fsencode(f".{name}.{suffix}")) > _NAME_LIMIT:
+        # Cut, and told from others that end alike.
+        name = f"{zlib.crc32(os.fsencode(name)):08x}{name[-40:]}"
     return os.path.join(folder, f".{name}.{suffix}")
 
 
@@ -88,7 +90,13 @@ def _locked(name: str) -> int:
         # There, a file goes with its last descriptor, and so with the process.
         only = os.O_EXCL | getattr(os, "O_TEMPORARY", 0)
         return os.open(name, os.O_CREAT | os.O_RDWR | only)
-    descriptor = os.open(name, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o666)
+    try:
+        descriptor = os.open(name, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o666)
+    except PermissionError:
+        if not os.path.lexists(name):
+            raise
+        # One that another user left; to lock it, reading is enough.
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BaseException:

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from caffe_fold.errors import OutputError, Path, show
 from caffe_fold.writing.lock import hidden, locked
 
 __all__ = ["Outputs", "TemporaryPair", "require_place", "resolve_outputs", "temporary_file"]
-__all__ += ["temporary_pair"]
+__all__ += ["require_apart", "temporary_pair"]
 
 
 class Outputs(NamedTuple):
@@ -39,8 +41,9 @@ def resolve_outputs(
         os.fspath(output_model) if output_model is not None else _beside(model),
         os.fspath(output_weights) if output_weights is not None else _beside(weights),
     )
-    for path in (outputs.model, outputs.weights):
+    for path in outputs:
         require_place(path)
+        require_apart(path, (model, weights, *outputs))
         for given in (model, weights):
             if os.path.exists(path) and os.path.samefile(path, given):
                 raise OutputError(
@@ -50,6 +53,18 @@ def resolve_outputs(
     if _real(outputs.model) == _real(outputs.weights):
         raise OutputError(f"{show(outputs.model)} is given for both outputs; they are two files")
     return outputs
+
+
+def require_apart(path: str, others: Iterable[Path | None]) -> None:
+    """Raise OutputError where another file of a run has the name of one that is written, and
+    then removed, beside ``path``."""
+    taken = {_real(hidden(path, suffix)) for suffix in ("lock", "old", "tmp")}
+    for other in others:
+        if other is not None and _real(os.fspath(other)) in taken:
+            raise OutputError(
+                f"{show(os.fspath(other), 1000)} has the name of a file that is made and removed "
+                f"while {show(path, 1000)} is written; give one of them another name"
+            )
 
 
 def _beside(path: Path) -> str:
@@ -93,17 +108,45 @@ class TemporaryPair(NamedTuple):
     def commit(self) -> None:
         """Put both in place: the old prototxt goes, the weights come, the prototxt
         comes."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.outputs.model)
-        try:
-            os.replace(self.weights, self.outputs.weights)
-            os.replace(self.model, self.outputs.model)
-        except BaseException:
-            # Neither the new pair nor the old one is whole any more.
-            for path in (self.outputs.model, self.outputs.weights):
+        aside = hidden(self.outputs.model, "old")
+        with _uninterrupted():
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(self.outputs.model, aside)
+            try:
+                os.replace(self.weights, self.outputs.weights)
+            except BaseException:
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(aside, self.outputs.model)
+                raise
+            try:
+                os.replace(self.model, self.outputs.model)
+            except BaseException:
+                # Neither the new pair nor the old one is whole any more.
                 with contextlib.suppress(OSError):
-                    os.unlink(path)
-            raise
+                    os.unlink(self.outputs.weights)
+                raise
+            finally:
+                with contextlib.suppress(OSError):
+                    os.unlink(aside)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold back, until the end, what would break off the few calls in which a pair changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are handled in the main thread alone
+        return
+    held: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in handlers:
+        signal.signal(number, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if held:
+            signal.raise_signal(held[0])
 
 
 @contextlib.contextmanager
@@ -128,8 +171,9 @@ def temporary_file(path: str, is_locked: bool) -> Iterator[str]:
     """A new empty file beside an output, gone at the end if it still has its name. Not by
     ``tempfile``, whose files are private: this one is to have the mode of any new file."""
     name = hidden(path, "tmp" if is_locked else f"{os.urandom(6).hex()}.tmp")
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(name)  # of a run that was killed
+    for left in (name, hidden(path, "old")):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(left)  # of a run that was killed
     os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield name
