@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from typing import Callable, TypeVar
 
-__all__ = ["each"]
+__all__ = ["cores", "each"]
 
 Item = TypeVar("Item")
 
@@ -25,7 +25,7 @@ def each(function: Callable[[Item], None], items: Sequence[Item], threads: int |
     Items are taken in order. After an error no further one is taken, and what is raised
     is the error of the first item that failed, whichever thread came to its end first.
     """
-    count = min(threads or _cores(), _MOST, len(items))
+    count = min(threads or cores(), _MOST, len(items))
     numbered = enumerate(items)
     lock = threading.Lock()
     failures: list[tuple[bool, int, BaseException]] = []
@@ -53,7 +53,7 @@ def each(function: Callable[[Item], None], items: Sequence[Item], threads: int |
         raise min(failures, key=lambda failure: failure[:2])[2]
 
 
-def _cores() -> int:
+def cores() -> int:
     """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -21,20 +21,13 @@ from caffe_fold.batch.worker import STOPPING, Outcome, failed, fold_and_end, fol
 from caffe_fold.errors import InputError, show
 from caffe_fold.streams import say
 
-__all__ = ["Cluster", "Processes", "Workers", "cores", "execute"]
+__all__ = ["Cluster", "Processes", "Workers", "execute"]
 
 _T = TypeVar("_T")
 
 _SECONDS = 10
 _NO_START = "worker processes cannot be started"
 _LOST = "the cluster has dropped it; is its scheduler still there?"
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from caffe_fold.batch import ledger, manifest, storage
-from caffe_fold.batch.execute import Workers, cores, execute
+from caffe_fold.batch.execute import Workers, execute
 from caffe_fold.batch.folders import Item, Pair, Skipped, pairs_in
 from caffe_fold.batch.progress import Progress
 from caffe_fold.batch.table import Row, as_line, row_of, skipped_line
 from caffe_fold.batch.tasks import Task, identity, plan
 from caffe_fold.errors import InputError, Interrupted, OutputError, show
 from caffe_fold.streams import say
+from caffe_fold.threads import cores
 
 __all__ = ["Batch", "Result", "find", "run", "split"]
 

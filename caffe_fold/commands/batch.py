@@ -176,7 +176,8 @@ def _is_text(cell: str) -> bool:
 
 def _workers(jobs: int | None, scheduler: str | None, count: int) -> Workers:
     """The workers for a number of tasks."""
-    from caffe_fold.batch.execute import Cluster, Processes, cores
+    from caffe_fold.batch.execute import Cluster, Processes
+    from caffe_fold.threads import cores
 
     if scheduler is not None:
         return Cluster(scheduler)
