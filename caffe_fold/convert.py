@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from caffe_fold.choices import Choices
 from caffe_fold.errors import CheckError, InputError, Path, show
 from caffe_fold.hints import closest
 from caffe_fold.inputs import open_prototxt, require_inputs
 from caffe_fold.layers.affine import Refused
+from caffe_fold.named import NamedTuple
 from caffe_fold.nets.graph import Graph, build
 from caffe_fold.nets.net import State, read_net
 from caffe_fold.nets.prototxt import parse

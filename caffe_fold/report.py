@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from caffe_fold.errors import show
+from caffe_fold.named import NamedTuple
 
 if TYPE_CHECKING:
     from caffe_fold.quantization.result import Equalized

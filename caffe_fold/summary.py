@@ -6,12 +6,12 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from caffe_fold.errors import Path, show
 from caffe_fold.hints import closest
 from caffe_fold.layers.affine import AFFINE
 from caffe_fold.layers.linear import LINEAR
+from caffe_fold.named import NamedTuple
 from caffe_fold.nets.data_layers import data_layers
 from caffe_fold.nets.net import Layer
 from caffe_fold.planning.facts import AffineLayer, Facts

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import NamedTuple, Union
+from typing import Union
 
 from caffe_fold.errors import CheckError, Path, show
+from caffe_fold.named import NamedTuple
 from caffe_fold.nets.graph import Graph
 from caffe_fold.weights.caffemodel import Caffemodel
 from caffe_fold.writing.entries import Parts, Span, size_of

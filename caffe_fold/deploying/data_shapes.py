@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from caffe_fold import caffe_pb2
 from caffe_fold.errors import show
 from caffe_fold.layers.affine import Refused
 from caffe_fold.layers.linear import LINEAR, fitted
+from caffe_fold.named import NamedTuple
 from caffe_fold.nets.graph import Graph
 from caffe_fold.nets.net import Layer
 from caffe_fold.nets.prototxt import Document, Field

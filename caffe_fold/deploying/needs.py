@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import Callable, NamedTuple
+from typing import Callable
 
 from caffe_fold.deploying.data_shapes import DataTop
 from caffe_fold.errors import InputError, show
+from caffe_fold.named import NamedTuple
 from caffe_fold.nets.data_layers import data_layers, is_source
 from caffe_fold.nets.graph import Graph
 from caffe_fold.nets.net import Layer

@@ -7,12 +7,13 @@ Maps compose::
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from caffe_fold.choices import Choices
+from caffe_fold.named import NamedTuple
 
 __all__ = ["AffineMap", "AffineType", "Array", "Constants", "Refused"]
 

@@ -26,12 +26,11 @@ What the files do not tell is not guessed but refused, unless both readings are 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from caffe_fold import caffe_pb2
 from caffe_fold.layers.affine_map import AffineMap, AffineType, Array, Constants, Refused
+from caffe_fold.named import NamedTuple
 
 __all__ = ["BATCH_NORM", "BN", "CUDNN_BATCH_NORM", "standard_blobs"]
 

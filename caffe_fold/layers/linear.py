@@ -19,13 +19,14 @@ InnerProduct (N, K) or transposed (K, N) (InnerProductLayer::LayerSetUp).
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from caffe_fold import caffe_pb2
 from caffe_fold.layers.affine import Refused
+from caffe_fold.named import NamedTuple
 
 __all__ = ["LINEAR", "Layout", "LinearType", "fitted"]
 

@@ -8,8 +8,8 @@ BVLC's net.cpp). Here each write makes a value of its own.
 from __future__ import annotations
 
 from collections import Counter
-from typing import NamedTuple
 
+from caffe_fold.named import NamedTuple
 from caffe_fold.nets.net import Layer, Net, State, selected
 
 __all__ = ["Graph", "Value", "build"]

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
 from caffe_fold.errors import InputError, show
+from caffe_fold.named import NamedTuple
 from caffe_fold.nets.prototxt import Document, Field, literals, string_value
 
 if TYPE_CHECKING:
@@ -392,7 +393,7 @@ def _canonical(raw: str) -> str:
     if raw[:1] in ("'", '"'):
         raw = " ".join(literals(raw))
         return re.sub("[\x80-\xff]", lambda m: f"\\{ord(m[0]):03o}", raw)
-    return re.sub(r"#[^\n]*\n|\s", "", raw)
+    return raw if raw.isalnum() else re.sub(r"#[^\n]*\n|\s", "", raw)
 
 
 def _is_unknown_enum(value: str, enum: Any) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from caffe_fold.choices import Choices
 from caffe_fold.errors import show
 from caffe_fold.layers.affine import AFFINE, AffineMap, AffineType, Constants, Refused
 from caffe_fold.layers.linear import LINEAR, Layout, fitted
+from caffe_fold.named import NamedTuple
 from caffe_fold.nets.graph import Graph
 from caffe_fold.nets.net import Layer, Parsed
 from caffe_fold.nets.prototxt import Field
@@ -267,7 +268,7 @@ class Facts:
         for field in (*layer.fields, *parsed.fields):
             if field.name == "quantization_param":
                 self._require_droppable()
-            elif _ACTIVATION.search(field.name) and field.name in unknown:
+            elif field.name in unknown and _ACTIVATION.search(field.name):
                 value = "" if field.fields is not None else document.value(field)
                 if value.strip("\"'") not in _OFF:
                     shown = f"{field.name}: {value}" if value else field.name

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from caffe_fold.layers.affine import AFFINE, AffineMap
+from caffe_fold.named import NamedTuple
 from caffe_fold.nets.net import Layer
 from caffe_fold.planning.facts import AffineLayer, LinearLayer
 from caffe_fold.planning.surgery import Surgery

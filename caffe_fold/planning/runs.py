@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from caffe_fold.layers.affine import AffineMap
+from caffe_fold.named import NamedTuple
 from caffe_fold.planning.facts import AffineLayer
 from caffe_fold.planning.surgery import Surgery
 from caffe_fold.weights.caffemodel import Storage

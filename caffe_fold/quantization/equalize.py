@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from caffe_fold.choices import Choices
 from caffe_fold.errors import CheckError, InputError, show
 from caffe_fold.layers.affine import AFFINE, AffineMap, Constants, Refused
+from caffe_fold.named import NamedTuple
 from caffe_fold.nets.graph import Graph
 from caffe_fold.planning.facts import AffineLayer, Facts, LinearLayer
 from caffe_fold.planning.plan import Fold, Plan

@@ -23,11 +23,11 @@ are powers of two, which round nothing. Everywhere else that would cost more tha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from caffe_fold.named import NamedTuple
 from caffe_fold.planning.facts import LinearLayer
 from caffe_fold.quantization.maxima import Maxima
 from caffe_fold.weights.caffemodel import Storage

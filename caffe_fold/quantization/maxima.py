@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from caffe_fold.named import NamedTuple
 from caffe_fold.planning.facts import LinearLayer
 from caffe_fold.weights.caffemodel import Caffemodel
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from caffe_fold.errors import show
 from caffe_fold.layers.affine_map import Refused
 from caffe_fold.layers.linear import LINEAR
+from caffe_fold.named import NamedTuple
 from caffe_fold.nets.graph import Graph
 from caffe_fold.nets.net import Layer
 from caffe_fold.planning.facts import LAYER_FIELDS, Facts, LinearLayer

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from caffe_fold.errors import show
+from caffe_fold.named import NamedTuple
 from caffe_fold.report import Checked
 
 __all__ = ["Equalized", "EqualizedPair", "LayerRange", "LeftAlone"]

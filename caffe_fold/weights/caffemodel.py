@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import functools
 import math
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from caffe_fold import caffe_pb2
 from caffe_fold.errors import CaffemodelError, Path, show
+from caffe_fold.named import NamedTuple
 from caffe_fold.scratch import scratch
 from caffe_fold.weights import wire
 
@@ -43,7 +45,7 @@ class Storage(enum.IntEnum):
     FLOAT = 4
     DOUBLE = 8
 
-    @property
+    @functools.cached_property
     def dtype(self) -> np.dtype[Any]:
         return np.dtype(f"<f{self.value}")
 
@@ -92,6 +94,11 @@ class Blob(NamedTuple):
     @property
     def count(self) -> int:  # type: ignore[override]
         return sum(run.count for run in self.runs)
+
+    @property
+    def size(self) -> int:
+        """The bytes of its values."""
+        return self.count * self.storage.value
 
 
 class Entry(NamedTuple):
@@ -391,7 +398,7 @@ def _described(
     found: dict[int, list[Run]],
 ) -> Blob:
     try:
-        proto = caffe_pb2.BlobProto.FromString(_joined(source, record, head) + types)
+        proto = _blob_proto(_joined(source, record, head) + types)
     except DecodeError as error:
         raise source.error(record.start, f"a blob is damaged ({error})") from None
     form, storage, runs, problem = _values_of(proto, found)
@@ -414,6 +421,16 @@ def _described(
         before,
         problem,
     )
+
+
+def _blob_proto(head: bytes) -> caffe_pb2.BlobProto:
+    """A blob's message without its values, not to be changed: many blobs share a shape."""
+    return _small_blob_proto(head) if len(head) <= _AXES else caffe_pb2.BlobProto.FromString(head)
+
+
+@functools.lru_cache(maxsize=256)
+def _small_blob_proto(head: bytes) -> caffe_pb2.BlobProto:
+    return caffe_pb2.BlobProto.FromString(head)
 
 
 def _shown(shape: tuple[int, ...]) -> str:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from caffe_fold.errors import CaffeFoldError, InputError, Path, show
+from caffe_fold.named import NamedTuple
 from caffe_fold.weights.caffemodel import name_text
 
 __all__ = ["Child", "Link", "child_at", "children", "errors", "library", "links", "opened"]

@@ -14,11 +14,12 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from caffe_fold.errors import InputError, Path, show
+from caffe_fold.named import NamedTuple
 from caffe_fold.weights.caffemodel import Storage, name_text
 from caffe_fold.weights.hdf5_file import Child, children, errors, library, links, shown
 

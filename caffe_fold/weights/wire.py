@@ -7,9 +7,9 @@ against what encloses it before anything is read or allocated.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from caffe_fold.errors import CaffemodelError, Path, show
+from caffe_fold.named import NamedTuple
 
 __all__ = ["FIXED32", "FIXED64", "LENGTH", "VARINT", "Record", "Source", "Walk"]
 __all__ += ["length_field", "tag_bytes", "varint_bytes", "walk_bytes"]
@@ -146,7 +146,7 @@ class Walk:
             stop = at + 2 + length
             if length < 0x80 and stop <= end:
                 self._at = stop
-                return Record(tag >> 3, LENGTH, at, at + 2, stop, 0)
+                return _new(Record, (tag >> 3, LENGTH, at, at + 2, stop, 0))
         value = at + 1
         if tag >= 0x80:
             tag, value = _varint(self._source, window, at - base, base, end)
@@ -159,7 +159,11 @@ class Walk:
         else:
             value, stop, integer = _value(self._source, window, base, value, end, wire_type, at)
         self._at = stop
-        return Record(number, wire_type, at, value, stop, integer)
+        return _new(Record, (number, wire_type, at, value, stop, integer))
+
+
+# What Record itself would call, in half of the time.
+_new = tuple.__new__
 
 
 def _value(

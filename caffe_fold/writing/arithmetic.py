@@ -7,20 +7,25 @@ that a Layout sees in them. So a fold of any size runs in bounded memory.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from caffe_fold.layers.affine import AffineMap
 from caffe_fold.layers.linear import Layout
+from caffe_fold.named import NamedTuple
 
 __all__ = ["Folding", "blocks"]
 
 Array = NDArray[np.float64]
 
-# What the blocks of two threads take fits a usual second-level cache.
-BLOCK = 1 << 16
+# Larger ones leave a usual second-level cache, and for smaller ones threads wait for each other.
+BLOCK = 1 << 17
+
+
+# NumPy copies one number a row as often as there are columns, unless rows are longer than its
+# buffer of so many numbers, and that takes longer than to multiply.
+_BUFFER = 1 << 8
 
 
 class Folding(NamedTuple):
@@ -32,11 +37,13 @@ class Folding(NamedTuple):
 
     def weights(self, block: Array, row: int, col: int) -> Array:
         """W' of a block of W, float64 of the same shape, in its place."""
+        before = np.setbufsize(_BUFFER)
         with np.errstate(all="ignore"):  # what is not finite is refused where it is rounded
             if self.before is not None:
                 block *= self._inputs(self.before.scale, block, row, col)
             if self.behind is not None:
                 block *= self._outputs(self.behind.scale, block, row, col)
+        np.setbufsize(before)
         return block
 
     def add_shift_sums(self, sums: Array, block: Array, row: int, col: int) -> None:

@@ -8,6 +8,7 @@ weights are laid out by their definition, and affine layers run forward.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -113,7 +114,7 @@ def check_values(plan: Plan, old: Caffemodel, new: Facts, threads: int | None = 
 
     for layer in written:
         _check_shared(new, places[layer.layer.name])
-    each(check, list(zip(changed, written)), threads)
+    each(check, list(zip(changed, written)), lambda pair: pair[1].weight.size, threads)
     for merge in plan.merges:
         found.append(_check_merge(merge, new.affine(places[merge.keeper.layer.name])))
     for removal in plan.removals:
@@ -124,15 +125,30 @@ def check_values(plan: Plan, old: Caffemodel, new: Facts, threads: int | None = 
 
 
 def _noise(rows: int, columns: int) -> Array:
-    """Numbers in [-1, 1) that look random, and are the same in each run: splitmix64 (Steele,
-    Lea and Flood 2014). NumPy's generators take longer to import than all that is done here
-    with their numbers."""
-    mixed = np.arange(1, rows * columns + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    """Numbers in [-1, 1) that look random, and are the same in each run; not to be changed."""
+    count = rows * columns
+    return (_first_numbers()[:count] if count <= _FEW else _numbers(count)).reshape(rows, columns)
+
+
+_FEW = 1 << 14
+
+
+@functools.lru_cache(maxsize=1)
+def _first_numbers() -> Array:
+    numbers = _numbers(_FEW)
+    numbers.flags.writeable = False
+    return numbers
+
+
+def _numbers(count: int) -> Array:
+    """The first numbers of splitmix64 (Steele, Lea and Flood 2014). NumPy's generators take
+    longer to import than all that is done here with their numbers."""
+    mixed = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     mixed ^= mixed >> np.uint64(31)
-    noise: Array = (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1
-    return noise.reshape(rows, columns)
+    numbers: Array = (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1
+    return numbers
 
 
 def _has_border(new: Facts, written: LinearLayer) -> bool:

@@ -10,12 +10,13 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Callable, NamedTuple, Union
+from typing import Any, Callable, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
 from caffe_fold.choices import Choices
+from caffe_fold.named import NamedTuple
 from caffe_fold.planning.plan import Fold, Merge
 from caffe_fold.weights import wire
 from caffe_fold.weights.caffemodel import Blob, Caffemodel, Entry, Form, Storage

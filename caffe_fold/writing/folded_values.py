@@ -105,8 +105,9 @@ def _round(values: Array, rounded: Chunk, layer: Layer, name: str) -> None:
     """Fill ``rounded`` with the values in its number type."""
     with np.errstate(over="ignore", invalid="ignore"):
         rounded[...] = values
-        # A finite sum has finite terms alone, and is quicker than to ask each of them.
-        is_finite = np.isfinite(rounded.sum(dtype=np.float64))
+        # A finite sum of squares has finite terms alone, and is quicker than to ask each.
+        flat = rounded.ravel()
+        is_finite = np.isfinite(flat.dot(flat))
     if not is_finite and not np.isfinite(rounded).all():
         if np.isfinite(values).all():
             label = Storage(rounded.itemsize).label

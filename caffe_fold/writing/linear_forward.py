@@ -5,11 +5,10 @@ For the proof: nothing of the fold's algebra or layouts is used here.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
+from caffe_fold.named import NamedTuple
 from caffe_fold.planning.facts import LinearLayer
 from caffe_fold.weights.caffemodel import Blob, Caffemodel
 
@@ -18,7 +17,7 @@ __all__ = ["linear_forward"]
 Array = NDArray[np.float64]
 
 # Weights at a time.
-_STEP = 1 << 16
+_STEP = 1 << 17
 
 
 class _Weights(NamedTuple):

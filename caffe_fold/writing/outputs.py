@@ -13,9 +13,9 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from caffe_fold.errors import OutputError, Path, show
+from caffe_fold.named import NamedTuple
 from caffe_fold.writing.lock import hidden, locked
 
 __all__ = ["Outputs", "TemporaryPair", "require_place", "resolve_outputs", "temporary_file"]
