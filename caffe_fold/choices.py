@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from caffe_fold.errors import InputError
+from caffe_fold.named import NamedTuple
 
 __all__ = ["BN_LAYOUTS", "BN_VARIANCES", "CHANNEL_ORDERS", "ENGINES", "WEIGHTS_DTYPES", "Choices"]
 
@@ -15,8 +14,7 @@ ENGINES = ("auto", "opencv", "caffe")
 CHANNEL_ORDERS = ("bgr", "rgb")
 
 
-@dataclass(frozen=True)
-class Choices:
+class Choices(NamedTuple):
     """The user's decisions.
 
     :param assume_global_stats: BatchNorm layers normalise by their stored statistics,
@@ -28,7 +26,6 @@ class Choices:
     :param weights_dtype: the number type of folded blobs, "float16", "float32" or
         "float64"; None for the widest among the blobs that go into a fold.
     :param drop_quantization: fold layers with quantization parameters, and drop those.
-    :raises InputError: if a name is none of these.
     """
 
     assume_global_stats: bool = False
@@ -37,7 +34,8 @@ class Choices:
     weights_dtype: str | None = None
     drop_quantization: bool = False
 
-    def __post_init__(self) -> None:
+    def require_known(self) -> None:
+        """Raise InputError if a name is none of those above."""
         _require(self.bn_layout, (None, *BN_LAYOUTS), "bn_layout")
         _require(self.bn_variance, BN_VARIANCES, "bn_variance")
         _require(self.weights_dtype, (None, *WEIGHTS_DTYPES), "weights_dtype")

@@ -33,6 +33,7 @@ _SAYS = {
     "binary": "a binary file; expected {expected}",
     "text": "a text file; expected {expected}",
 }
+_CONTROLS = bytes(byte for byte in range(32) if byte not in b"\t\n\r\f\v")
 _PROTOTXT = "a prototxt (text)"
 _CAFFEMODEL = "a caffemodel (a binary NetParameter)"
 
@@ -110,5 +111,5 @@ def _kind_of(head: bytes) -> str:
         return "empty"
     # A serialized net has zero bytes, or at least tags and lengths, which are control
     # characters; a text has none but blanks, or a stray one.
-    controls = sum(byte < 32 and byte not in b"\t\n\r\f\v" for byte in head)
+    controls = len(head) - len(head.translate(None, _CONTROLS))
     return "binary" if b"\0" in head or controls * 50 > len(head) else "text"

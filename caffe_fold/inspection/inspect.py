@@ -64,6 +64,7 @@ def inspect(
     :raises ExtraMissing: if a page is asked for and what makes it is not installed.
     """
     choices = Choices(assume_global_stats, bn_layout, bn_variance, weights_dtype, drop_quantization)
+    choices.require_known()
     with contextlib.ExitStack() as stack:
         page = None
         if html is not None:

@@ -58,7 +58,8 @@ _FIELD = re.compile(
     rf"{_SKIP}(?:(?P<close>[}}>])|(?P<name>{_NAME}){_SKIP}"
     rf"(?::{_SKIP}(?:(?P<scalar>{_SCALAR})(?:{_SKIP}[,;])?|(?P<open>[{{<\[]))|(?P<bare>[{{<\[])))"
 )
-_VALUE = re.compile(rf"{_SKIP}(?:(?P<close>\])|(?P<scalar>{_SCALAR})|(?P<open>[{{<]))")
+# Compiled where one is met, as few nets have any.
+_VALUE = rf"{_SKIP}(?:(?P<close>\])|(?P<scalar>{_SCALAR})|(?P<open>[{{<]))"
 _SEPARATOR = re.compile(rf"{_SKIP}[,;]")
 _COMMA = re.compile(rf"{_SKIP}(?:(?P<comma>,)|(?=\]))")
 _BLANK = re.compile(_SKIP)
@@ -193,7 +194,7 @@ class _Parser:
             self._behind(at + 1)
 
     def _list_value(self, frame: _Frame) -> None:
-        match = _VALUE.match(self.text, self.at)
+        match = re.compile(_VALUE).match(self.text, self.at)
         if match is None:
             self._at_end()
             raise self._unexpected(frame)
@@ -291,10 +292,9 @@ def literals(raw: str) -> list[str]:
     return [part for part in _LITERAL_OR_COMMENT.findall(raw) if part[0] != "#"]
 
 
-_ESCAPE = re.compile(
+_ESCAPE = (
     r"\\(?:(?P<octal>[0-7]{1,3})|[xX](?P<hex>[0-9a-fA-F]{1,2})|u(?P<u>[0-9a-fA-F]{4})"
-    r"|U(?P<U>[0-9a-fA-F]{8})|(?P<plain>[abfnrtv\\'\"?])|(?P<bad>.?))",
-    re.DOTALL,
+    r"|U(?P<U>[0-9a-fA-F]{8})|(?P<plain>[abfnrtv\\'\"?])|(?P<bad>.?))"
 )
 _PLAIN = dict(zip("abfnrtv", "\a\b\f\n\r\t\v"))
 
@@ -313,7 +313,7 @@ def _unescape(document: Document, field: Field, literal: str) -> bytes:
             return _PLAIN.get(match["plain"], match["plain"])
         raise document.error(field.value_start, f"bad escape '{match[0]}' in a string")
 
-    return _ESCAPE.sub(one, literal[1:-1]).encode("latin-1")
+    return re.sub(_ESCAPE, one, literal[1:-1], flags=re.DOTALL).encode("latin-1")
 
 
 class Edit(NamedTuple):

@@ -87,6 +87,7 @@ class Facts:
         self._net_engines = self._named_engines(graph.net.document.fields)
         self._affine: dict[int, AffineLayer | Refused] = {}
         self._linear: dict[int, LinearLayer | Refused] = {}
+        self._messages: dict[int, Parsed] = {}
         self._ranks: dict[int, int | None] | None = None
 
     def affine(self, at: int) -> AffineLayer:
@@ -228,8 +229,7 @@ class Facts:
             return False
         if not layer.all(kind.parameter):  # it has no num_output either, and loads nowhere
             return False
-        message = self.graph.net.parsed(layer, kind.parameter, kind.message).message
-        return bool(message.bias_term)
+        return bool(self._parsed(layer, kind.parameter, kind.message).message.bias_term)
 
     def _named(self, layer: Layer) -> str:
         return f"layer '{show(layer.name)}' ({show(layer.type)})"
@@ -255,13 +255,18 @@ class Facts:
     def parsed(self, layer: Layer, name: str, message: type[Any]) -> Parsed:
         """A layer's hyper-parameters; remembers unknown fields, and raises Refused
         where one changes what the layer computes."""
-        parsed = self.graph.net.parsed(layer, name, message)
+        parsed = self._parsed(layer, name, message)
         own = [f.name for f in layer.fields if f.name not in LAYER_FIELDS and f.name != name]
         self.unknown[layer.index] = tuple(
             dict.fromkeys([*(f"{name}.{field}" for field in parsed.unknown), *own])
         )
         self._require_harmless(layer, parsed, [*parsed.unknown, *own])
         return parsed
+
+    def _parsed(self, layer: Layer, name: str, message: type[Any]) -> Parsed:
+        if layer.index not in self._messages:
+            self._messages[layer.index] = self.graph.net.parsed(layer, name, message)
+        return self._messages[layer.index]
 
     def _require_harmless(self, layer: Layer, parsed: Parsed, unknown: list[str]) -> None:
         document = self.graph.net.document

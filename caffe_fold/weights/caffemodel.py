@@ -181,20 +181,26 @@ class Caffemodel:
 
     def chunks(self, blob: Blob, start: int, stop: int) -> Iterator[NDArray[Any]]:
         """The values ``start:stop`` of a blob, in order, as arrays of its own dtype."""
-        item = blob.storage.value
         for run in blob.runs:
             first, last = max(start, 0), min(stop, run.count)
             while first < last:
                 count = min(_CHUNK, last - first)
-                at = run.offset + first * run.stride
-                data = self.source.read(at, at + (count - 1) * run.stride + item)
-                yield np.ndarray((count,), blob.storage.dtype, data, 0, (run.stride,))
+                yield self._chunk(blob, run, first, count)
                 first += count
             start, stop = start - run.count, stop - run.count
 
+    def _chunk(self, blob: Blob, run: Run, first: int, count: int) -> NDArray[Any]:
+        """The values ``first:first + count`` of a run."""
+        at = run.offset + first * run.stride
+        data = self.source.read(at, at + (count - 1) * run.stride + blob.storage.value)
+        return np.ndarray((count,), blob.storage.dtype, data, 0, (run.stride,))
+
     def values(self, blob: Blob, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """The values ``start:stop`` of a blob as one array of its own dtype, 1-D."""
-        parts = list(self.chunks(blob, start, blob.count if stop is None else stop))
+        stop = blob.count if stop is None else stop
+        if len(blob.runs) == 1 and 0 <= start < stop <= min(blob.runs[0].count, start + _CHUNK):
+            return self._chunk(blob, blob.runs[0], start, stop - start)
+        parts = list(self.chunks(blob, start, stop))
         if not parts:
             return np.zeros(0, blob.storage.dtype)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)

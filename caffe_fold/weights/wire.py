@@ -94,6 +94,8 @@ class Source:
         At least 32 bytes lie behind ``at``, or all that the file has.
         """
         base, window = self._held
+        if base <= at <= base + len(window) - 32:
+            return window, base
         limit = base + len(window)
         if at < base or (at + 32 > limit and (limit < self.size or at >= limit)):
             base, window = self._held = at, self._read(at, min(at + _WINDOW, self.size))
@@ -138,26 +140,29 @@ class Walk:
         at, end = self._at, self._end
         if at >= end:
             raise StopIteration
-        window, base = self._source.window(at)
+        source = self._source
+        window, base = source.window(at)
         tag = window[at - base]
-        # Most fields are names, and for those a call or two less is half of the time.
+        # Nearly all fields are of this kind, and a call or two less is half of the time.
         if tag & 0x87 == LENGTH < tag and end - at > 1:
-            length = window[at - base + 1]
-            stop = at + 2 + length
-            if length < 0x80 and stop <= end:
+            length, value = window[at - base + 1], at + 2
+            if length >= 0x80:
+                length, value = _varint(source, window, at - base + 1, base, end)
+            stop = value + length
+            if stop <= end:
                 self._at = stop
-                return _new(Record, (tag >> 3, LENGTH, at, at + 2, stop, 0))
+                return _new(Record, (tag >> 3, LENGTH, at, value, stop, 0))
         value = at + 1
         if tag >= 0x80:
-            tag, value = _varint(self._source, window, at - base, base, end)
+            tag, value = _varint(source, window, at - base, base, end)
         number, wire_type = tag >> 3, tag & 7
         if not 0 < number < 1 << 29:
-            raise self._source.error(at, "not a protobuf message (bad field number)")
+            raise source.error(at, "not a protobuf message (bad field number)")
         integer = 0
         if wire_type == GROUP:
-            stop = _group_end(self._source, value, end, number)
+            stop = _group_end(source, value, end, number)
         else:
-            value, stop, integer = _value(self._source, window, base, value, end, wire_type, at)
+            value, stop, integer = _value(source, window, base, value, end, wire_type, at)
         self._at = stop
         return _new(Record, (number, wire_type, at, value, stop, integer))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import zlib
 from collections.abc import Iterator
 
 from caffe_fold.errors import OutputError, show
@@ -48,6 +47,8 @@ def hidden(path: str, suffix: str) -> str:
     """The path of a hidden file beside an output, of its name and a suffix."""
     folder, name = os.path.split(path)
     if len(os.fsencode(f".{name}.{suffix}")) > _NAME_LIMIT:
+        import zlib  # at hand for the few that need it
+
         # Cut, and told from others that end alike.
         name = f"{zlib.crc32(os.fsencode(name)):08x}{name[-40:]}"
     return os.path.join(folder, f".{name}.{suffix}")
