@@ -60,7 +60,7 @@ class StrictError(CaffeFoldError):
 
 
 class Interrupted(CaffeFoldError):
-    """A batch was interrupted; what it had done stays."""
+    """A run was interrupted; its text says what is done."""
 
     exit_code: ClassVar[int] = 130
 

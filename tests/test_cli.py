@@ -655,7 +655,7 @@ def test_a_failure_between_the_two_renames_leaves_neither(
 
 INTERRUPTED = """
 import os, signal, sys
-from caffe_fold import cli, weights_files
+from caffe_fold import __main__, weights_files
 number = int(sys.argv.pop())
 write_parts = weights_files.write_parts
 
@@ -665,7 +665,7 @@ def write_and_wait(*arguments):
     signal.pause()
 
 weights_files.write_parts = write_and_wait
-cli.main()
+__main__.main()
 """
 
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import threading
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from caffe_fold.errors import OutputError, Path, show
+from caffe_fold.interrupts import uninterrupted
 from caffe_fold.writing.lock import hidden, locked
 
 __all__ = ["Outputs", "TemporaryPair", "require_place", "resolve_outputs", "temporary_file"]
@@ -109,7 +108,7 @@ class TemporaryPair(NamedTuple):
         """Put both in place: the old prototxt goes, the weights come, the prototxt
         comes."""
         aside = hidden(self.outputs.model, "old")
-        with _uninterrupted():
+        with uninterrupted():
             with contextlib.suppress(FileNotFoundError):
                 os.replace(self.outputs.model, aside)
             try:
@@ -128,25 +127,6 @@ class TemporaryPair(NamedTuple):
             finally:
                 with contextlib.suppress(OSError):
                     os.unlink(aside)
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold back, until the end, what would break off the few calls in which a pair changes."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are handled in the main thread alone
-        return
-    held: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in handlers:
-        signal.signal(number, lambda number, _: held.append(number))
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        if held:
-            signal.raise_signal(held[0])
 
 
 @contextlib.contextmanager
