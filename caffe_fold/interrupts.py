@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
-__all__ = ["STOPPING", "came", "handle", "uninterrupted", "working"]
+__all__ = ["STOPPING", "came", "done", "handle", "uninterrupted", "working"]
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 """The signals that stop a run."""
@@ -34,6 +34,7 @@ class _State:
 
     handled: tuple[int, ...] = ()
     is_working = False
+    done = "nothing was written"
     last = -math.inf
 
 
@@ -57,6 +58,11 @@ def working() -> Iterator[None]:
             signal.signal(number, signal.SIG_IGN)
 
 
+def done(what: str) -> None:
+    """Tell what is done: the text of the KeyboardInterrupt that may come from now on."""
+    _State.done = what
+
+
 def came() -> bool:
     """Whether there was an interrupt since the work began."""
     return _State.last > -math.inf
@@ -76,7 +82,7 @@ def _interrupt(*_: object) -> None:
     now = time.monotonic()
     if now - _State.last >= _TWICE:
         _State.last = now
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(_State.done)
 
 
 def _swallowed(told: UnraisableHookArgs) -> None:

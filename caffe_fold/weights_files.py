@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple, Union
 
-from caffe_fold.errors import CheckError, Path, show
+from caffe_fold.errors import CheckError, Path, show, writing
 from caffe_fold.nets.graph import Graph
 from caffe_fold.weights.caffemodel import Caffemodel
 from caffe_fold.writing.entries import Parts, Span, size_of
@@ -102,7 +102,8 @@ class Hdf5Weights(NamedTuple):
         from caffe_fold.weights.hdf5 import to_caffemodel
 
         made = os.path.join(self.scratch, name)
-        to_caffemodel(source, made, owners)
+        with writing(made):
+            to_caffemodel(source, made, owners)
         return Caffemodel.open(made)
 
 
@@ -126,16 +127,22 @@ def _require_same(planned: Caffemodel, found: Caffemodel, graph: Graph) -> None:
 
 @contextlib.contextmanager
 def opened_weights(
-    path: Path, kind: str, graph: Graph, folder: Path, prefix: str = ".caffe-fold-"
+    path: Path, kind: str, graph: Graph, folder: Path | None = None
 ) -> Iterator[WeightsFile]:
-    """The weights file of a kind, "binary" or "hdf5". Scratch files go below ``folder``,
-    which is on the file system of the output; their names begin with ``prefix``."""
+    """The weights file of a kind, "binary" or "hdf5". Scratch files of the latter go below
+    ``folder``, by default that of the system.
+
+    :raises OutputError: if they cannot be written.
+    """
     if kind != "hdf5":
         yield BinaryWeights(path)
         return
     import tempfile
 
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder) as scratch:
+    folder = folder or tempfile.gettempdir()
+    with contextlib.ExitStack() as stack:
+        with writing(os.fspath(folder)):
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(dir=folder))
         yield Hdf5Weights(path, _owners(graph), scratch)
 
 

@@ -343,11 +343,10 @@ def test_what_a_killed_fold_left_goes_and_nothing_else(zoo: Path, tmp_path: Path
     with (out / LEDGER).open("a") as file:
         file.write(json.dumps(started) + "\n")
     (out / name).touch()
-    scratch = out / ".net0_inference.caffemodel.tmp-abcd_123"
+    scratch = out / ".net0_inference.caffemodel.scratch"
     others = [  # of runs that may be alive
         out / ".caffe-fold-abcd1234",
-        out / ".net1_inference.caffemodel.tmp-abcd1234",
-        out / ".net0_inference.caffemodel.tmp-abcd",
+        out / ".net1_inference.caffemodel.scratch",
     ]
     for path in (scratch, *others):
         path.mkdir()
@@ -382,7 +381,7 @@ def test_a_killed_fold_leaves_scratch_that_the_next_run_removes(
         patch.setattr(shutil, "rmtree", lambda *_, **__: None)
         patch.setattr(work, "entry_of", lambda *_: None)  # killed before it was done
         assert run(tmp_path / "zoo", *options).code == 0
-    assert [path.name[-13:-8] for path in out.iterdir() if path.is_dir()] == [".tmp-"]
+    assert [path.suffix for path in out.iterdir() if path.is_dir()] == [".scratch"]
     assert run(tmp_path / "zoo", *options).code == 0
     assert not any(path.is_dir() for path in out.iterdir())
 

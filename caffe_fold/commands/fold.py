@@ -21,7 +21,8 @@ Exit codes:
   1    a check failed; nothing was written
   2    bad usage or input; nothing was written
   3    --strict: written, but a BatchNorm is left
-  130  interrupted; nothing was written"""
+  4    written, but the report could not be printed
+  130  interrupted; the line says whether both files are written, or nothing"""
 
 EXAMPLES = f"""\b
 Examples:

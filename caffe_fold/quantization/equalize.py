@@ -31,7 +31,6 @@ from caffe_fold.report import Checked
 from caffe_fold.weights.caffemodel import Caffemodel
 from caffe_fold.weights_files import WeightsFile, opened_weights
 from caffe_fold.writing.folded_values import Blocked
-from caffe_fold.writing.lock import scratch_prefix
 from caffe_fold.writing.rewrite_caffemodel import rewrite_caffemodel
 
 __all__ = ["equalize_weights"]
@@ -46,13 +45,20 @@ _SHOWN_FACTOR = 1.005
 
 
 def equalize_weights(
-    graph: Graph, weights: str, kind: str, keep: Sequence[str], check: bool, threads: int | None
+    graph: Graph,
+    weights: str,
+    kind: str,
+    folder: str,
+    keep: Sequence[str],
+    check: bool,
+    threads: int | None,
 ) -> Equalized:
     """Equalise the weights of a net, in their place.
 
     :param graph: the net, whose prototxt stays as it is.
     :param weights: its weights, a file of this package's own making.
     :param kind: "binary" or "hdf5".
+    :param folder: where scratch files go, on the file system of the weights.
     :param keep: names of blobs that must keep their values.
     :param check: re-read what was written and compare it with what was there.
     :param threads: how many threads compute; None for one a core.
@@ -60,10 +66,8 @@ def equalize_weights(
         as they were.
     """
     kept = [graph.last[name] for name in keep]
-    folder, name = os.path.split(weights)
-    prefix = scratch_prefix(name)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder or os.curdir) as scratch:
-        target = os.path.join(scratch, name)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        target = os.path.join(scratch, "equalized")
         with opened_weights(weights, kind, graph, scratch) as file, file.open() as model:
             files = _Files(graph, model, file, target, threads)
             plan = _written(files, kept)

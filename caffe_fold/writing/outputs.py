@@ -1,24 +1,16 @@
-"""Writing two files as one: beside their final place, then renamed, the prototxt last.
-
-After an error nothing is left. After a kill there may be hidden files, which the next run
-onto the same outputs takes away, and there is the old pair, the new pair, or weights
-without a prototxt; never a prototxt beside weights that are not its own. Two runs onto one
-output would break that, so each holds the locks of its outputs.
-"""
+"""Where the results go, and what must not be there."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from caffe_fold.errors import OutputError, Path, show
-from caffe_fold.interrupts import uninterrupted
-from caffe_fold.writing.lock import hidden, locked
+from caffe_fold.writing.beside import SUFFIXES
+from caffe_fold.writing.lock import hidden
 
-__all__ = ["Outputs", "TemporaryPair", "require_place", "resolve_outputs", "temporary_file"]
-__all__ += ["require_apart", "temporary_pair"]
+__all__ = ["Outputs", "require_apart", "require_place", "resolve_outputs", "written"]
 
 
 class Outputs(NamedTuple):
@@ -57,7 +49,7 @@ def resolve_outputs(
 def require_apart(path: str, others: Iterable[Path | None]) -> None:
     """Raise OutputError where another file of a run has the name of one that is written, and
     then removed, beside ``path``."""
-    taken = {_real(hidden(path, suffix)) for suffix in ("lock", "old", "tmp")}
+    taken = {_real(hidden(path, suffix)) for suffix in SUFFIXES}
     for other in others:
         if other is not None and _real(os.fspath(other)) in taken:
             raise OutputError(
@@ -97,66 +89,6 @@ def require_place(path: str) -> None:
         raise OutputError(f"{shown} is no regular file, and would be replaced; give another path")
 
 
-class TemporaryPair(NamedTuple):
-    """The two files while they are written and checked; ``commit`` renames them."""
-
-    outputs: Outputs
-    model: str
-    weights: str
-
-    def commit(self) -> None:
-        """Put both in place: the old prototxt goes, the weights come, the prototxt
-        comes."""
-        aside = hidden(self.outputs.model, "old")
-        with uninterrupted():
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(self.outputs.model, aside)
-            try:
-                os.replace(self.weights, self.outputs.weights)
-            except BaseException:
-                with contextlib.suppress(FileNotFoundError):
-                    os.replace(aside, self.outputs.model)
-                raise
-            try:
-                os.replace(self.model, self.outputs.model)
-            except BaseException:
-                # Neither the new pair nor the old one is whole any more.
-                with contextlib.suppress(OSError):
-                    os.unlink(self.outputs.weights)
-                raise
-            finally:
-                with contextlib.suppress(OSError):
-                    os.unlink(aside)
-
-
-@contextlib.contextmanager
-def temporary_pair(outputs: Outputs) -> Iterator[TemporaryPair]:
-    """Two new empty files beside the outputs, gone at the end if they are still there.
-
-    :raises OutputError: for whatever the system says against it.
-    """
-    try:
-        with contextlib.ExitStack() as stack:
-            # In one order for all runs, or two of them could refuse each other.
-            locks = {path: stack.enter_context(locked(path)) for path in sorted(outputs)}
-            made = [stack.enter_context(temporary_file(path, locks[path])) for path in outputs]
-            yield TemporaryPair(outputs, *made)
-    except OSError as error:
-        where = error.filename if isinstance(error.filename, str) else outputs.weights
-        raise OutputError(f"{show(where, 1000)} cannot be written: {error.strerror}") from error
-
-
-@contextlib.contextmanager
-def temporary_file(path: str, is_locked: bool) -> Iterator[str]:
-    """A new empty file beside an output, gone at the end if it still has its name. Not by
-    ``tempfile``, whose files are private: this one is to have the mode of any new file."""
-    name = hidden(path, "tmp" if is_locked else f"{os.urandom(6).hex()}.tmp")
-    for left in (name, hidden(path, "old")):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(left)  # of a run that was killed
-    os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    try:
-        yield name
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
+def written(model: str, weights: str) -> str:
+    """What is said of both outputs where something fails afterwards."""
+    return f"{show(model, 1000)} and {show(weights, 1000)} are written"
