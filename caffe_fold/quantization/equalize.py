@@ -70,8 +70,7 @@ def equalize_weights(
         target = os.path.join(scratch, "equalized")
         with opened_weights(weights, kind, graph, scratch) as file, file.open() as model:
             files = _Files(graph, model, file, target, threads)
-            plan = _written(files, kept)
-            checked = _prove(files, plan) if check and plan.chains else None
+            plan, checked = _written(files, kept, check)
         if plan.chains:
             os.replace(target, weights)
     return plan.result._replace(checked=checked)
@@ -95,8 +94,8 @@ class _Equalizing(NamedTuple):
     result: Equalized
 
 
-def _written(files: _Files, kept: Sequence[int]) -> _Equalizing:
-    """Plan and write; where computing shows that a layer's new weights do not fit their
+def _written(files: _Files, kept: Sequence[int], check: bool) -> tuple[_Equalizing, Checked | None]:
+    """Plan, write and prove; where computing shows that a layer's new weights do not fit their
     number type, plan anew without it. Each turn leaves one layer more, so this ends."""
     graph, model, file, target, threads = files
     blocked: dict[int, Refused] = {}
@@ -106,7 +105,7 @@ def _written(files: _Files, kept: Sequence[int]) -> _Equalizing:
             if plan.chains:
                 parts = list(rewrite_caffemodel(model, graph, plan.plan, _CHOICES))
                 file.write(model, parts, target, graph, threads)
-            return plan
+            return plan, _prove(files, plan) if check and plan.chains else None
         except Blocked as found:
             if found.layer_index in blocked:
                 raise CheckError(f"equalising does not settle: {found}") from found
