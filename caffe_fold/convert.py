@@ -26,7 +26,7 @@ from caffe_fold.weights_files import WeightsFile, opened_weights
 from caffe_fold.writing.check import check_graph, check_values
 from caffe_fold.writing.entries import size_of
 from caffe_fold.writing.folded_values import Blocked
-from caffe_fold.writing.outputs import Outputs, resolve_outputs
+from caffe_fold.writing.outputs import Outputs, require_ending, resolve_outputs
 from caffe_fold.writing.pair import TemporaryPair, temporary_pair
 from caffe_fold.writing.rewrite_caffemodel import rewrite_caffemodel
 from caffe_fold.writing.rewrite_prototxt import rewrite_prototxt
@@ -138,6 +138,7 @@ def fold(
         raise InputError("a dry run writes nothing that could be verified; leave one of them out")
     kind = require_inputs(model, weights)
     outputs = resolve_outputs(model, weights, output_model, output_weights)
+    require_ending(kind, weights, outputs.weights)
     graph = read_graph(model, stages, level)
     original = graph.net.document.text.encode("latin-1")
     with contextlib.ExitStack() as stack:

@@ -131,6 +131,27 @@ def test_strict_fails_the_model_that_keeps_a_batch_norm(
     assert run(zoo).code == 0
 
 
+@pytest.mark.parametrize("checksum", [False, True])
+def test_an_input_of_verify_is_told_by_its_stamp(checksum: bool, tmp_path: Path, zoo: Path) -> None:
+    """With a checksum by its content, wherever it lies; an input that is new is seen, too."""
+    one, other = tmp_path / "one.npy", tmp_path / "other.npy"
+    for path in (one, other):
+        path.write_bytes(b"input")
+
+    def task(given: Path | None) -> Task:
+        model, weights = str(zoo / "net0.prototxt"), str(zoo / "net0.caffemodel")
+        options = {"verify": {"input": given and str(given)}}
+        files = (model, weights, str(tmp_path), model, weights)
+        return Task("net0", *files, options=options, strict=False, checksum=checksum)
+
+    entry = ledger.entry_of(task(one), ledger.inputs_of(task(one)), {})
+    assert ledger.is_done(task(one), entry)
+    assert ledger.is_done(task(other), entry) == checksum
+    assert not ledger.is_done(task(None), entry)
+    one.write_bytes(b"another")
+    assert not ledger.is_done(task(one), entry)
+
+
 def test_verify_reaches_each_fold(zoo: Path, tmp_path: Path, run: Run) -> None:
     pytest.importorskip("cv2", reason="the verify extra is not installed")
     done = run(zoo, "--verify", "--verify-tolerance", "0.001", "--report", tmp_path / "r")

@@ -142,9 +142,13 @@ def input_addresses(task: Task) -> list[str]:
 
 
 def asked(task: Task) -> str:
-    """What was asked for, as text: the options, and the outputs' names."""
+    """What was asked for, as text: the options, and the outputs' names. What is read is told
+    of elsewhere, by its stamp."""
+    options = dict(task.options)
+    if options.get("verify"):
+        options["verify"] = {**options["verify"], "input": None}
     what = {
-        "options": task.options,
+        "options": options,
         "strict": task.strict,
         "model": _below(task, task.output_model),
     }
@@ -200,7 +204,9 @@ def is_done(task: Task, entry: Entry | None) -> bool:
         for address in (task.output_model, task.output_weights):
             if entry["outputs"][_below(task, address)] != asdict(storage.stamp(address)):
                 return False
-        return all(map(_is_same, entry["inputs"], inputs_of(task)))
+        inputs = inputs_of(task)
+        is_as_many = len(inputs) == len(entry["inputs"])
+        return is_as_many and all(map(_is_same, entry["inputs"], inputs))
     except (CaffeFoldError, KeyError):
         return False
 

@@ -66,9 +66,9 @@ def _check_chain(
     with np.errstate(all="ignore"):  # numbers that overflow here differ, and are named
         wanted = _run(before, old, slopes, size)
         found = _run(after, new, slopes)
+        difference = np.abs(wanted - found)
     unit = max(float(np.finfo(layer.weight.storage.dtype).eps) for layer in after)
     allowed = np.sqrt(unit) * size
-    difference = np.abs(wanted - found)
     agrees = (difference <= allowed) & np.isfinite(allowed)
     if not agrees.all():
         for layer in before:

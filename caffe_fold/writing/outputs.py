@@ -10,7 +10,14 @@ from caffe_fold.errors import OutputError, Path, show
 from caffe_fold.writing.beside import SUFFIXES
 from caffe_fold.writing.lock import hidden
 
-__all__ = ["Outputs", "require_apart", "require_place", "resolve_outputs", "written"]
+__all__ = [
+    "Outputs",
+    "require_apart",
+    "require_ending",
+    "require_place",
+    "resolve_outputs",
+    "written",
+]
 
 
 class Outputs(NamedTuple):
@@ -44,6 +51,20 @@ def resolve_outputs(
     if _real(outputs.model) == _real(outputs.weights):
         raise OutputError(f"{show(outputs.model)} is given for both outputs; they are two files")
     return outputs
+
+
+def require_ending(kind: str, weights: Path, output: str) -> None:
+    """Raise OutputError where weights of a kind, "binary" or "hdf5", get a name by which Caffe
+    takes them for the other: it reads ``.h5`` as HDF5. An input that has such a name already
+    tells that it does not matter here."""
+    is_hdf5 = kind == "hdf5"
+    is_odd, was_odd = (os.fspath(path).endswith(".h5") != is_hdf5 for path in (output, weights))
+    if is_odd and not was_odd:
+        found, expected = ("HDF5", "ending in") if is_hdf5 else ("binary", "without")
+        raise OutputError(
+            f"{show(output, 1000)}: the weights are {found}, as {show(os.fspath(weights), 1000)} "
+            f"is, and Caffe tells by the name; give one {expected} .h5"
+        )
 
 
 def require_apart(path: str, others: Iterable[Path | None]) -> None:
