@@ -151,7 +151,10 @@ def fold(
         # Equalising works on files, in a dry run, too.
         pair = stack.enter_context(temporary_pair(outputs)) if equalize or not dry_run else None
         folder = pair.scratch if pair is not None and kind == "hdf5" else None
-        with opened_weights(weights, kind, graph, folder) as file, file.open() as caffemodel:
+        shown = outputs.weights if folder is not None else ""
+        with contextlib.ExitStack() as opened:
+            file = opened.enter_context(opened_weights(weights, kind, graph, folder, shown))
+            caffemodel = opened.enter_context(file.open())
             if deploy:
                 graph = _deployed(graph, caffemodel, input_shapes or {})
             if not allow_extra_weights:

@@ -50,11 +50,12 @@ class BinaryWeights(NamedTuple):
 
 class Hdf5Weights(NamedTuple):
     """Weights in HDF5; ``owners`` tells whose blob each sharer's is, since Caffe stores it
-    once. Files in ``scratch`` stand for them as caffemodels."""
+    once. Files in ``scratch`` stand for them as caffemodels; an error names ``shown``."""
 
     path: Path
     owners: dict[tuple[str, int], tuple[str, int]]
     scratch: str
+    shown: str
 
     @property
     def kind(self) -> str:
@@ -102,7 +103,7 @@ class Hdf5Weights(NamedTuple):
         from caffe_fold.weights.hdf5 import to_caffemodel
 
         made = os.path.join(self.scratch, name)
-        with writing(made):
+        with writing(self.shown):
             to_caffemodel(source, made, owners)
         return Caffemodel.open(made)
 
@@ -127,10 +128,10 @@ def _require_same(planned: Caffemodel, found: Caffemodel, graph: Graph) -> None:
 
 @contextlib.contextmanager
 def opened_weights(
-    path: Path, kind: str, graph: Graph, folder: Path | None = None
+    path: Path, kind: str, graph: Graph, folder: Path | None = None, shown: str = ""
 ) -> Iterator[WeightsFile]:
     """The weights file of a kind, "binary" or "hdf5". Scratch files of the latter go below
-    ``folder``, by default that of the system.
+    ``folder``, by default that of the system, and an error names ``shown``, or the folder.
 
     :raises OutputError: if they cannot be written.
     """
@@ -140,10 +141,11 @@ def opened_weights(
     import tempfile
 
     folder = folder or tempfile.gettempdir()
+    shown = shown or os.fspath(folder)
     with contextlib.ExitStack() as stack:
-        with writing(os.fspath(folder)):
+        with writing(shown):
             scratch = stack.enter_context(tempfile.TemporaryDirectory(dir=folder))
-        yield Hdf5Weights(path, _owners(graph), scratch)
+        yield Hdf5Weights(path, _owners(graph), scratch, shown)
 
 
 def _owners(graph: Graph) -> dict[tuple[str, int], tuple[str, int]]:

@@ -197,6 +197,29 @@ def test_a_second_run_waits_for_no_one_and_mixes_nothing(
     assert not list(folder.glob(".*"))
 
 
+def test_an_output_that_goes_while_it_is_looked_at_is_no_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run sets it aside after one of the looks."""
+    pairs, right = both_ways(folder), os.stat
+    for look in range(1, 5):
+        left = [look]
+
+        def stat(path: Any, *arguments: Any, left: Any = left, **options: Any) -> os.stat_result:
+            found = right(path, *arguments, **options)
+            if str(path).endswith(NAMES[0]):
+                left[0] -= 1
+                if left[0] == 0:
+                    os.replace(path, folder / "away")
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "stat", stat)
+            caffe_fold.fold(*(folder / n for n in ("net.prototxt", "net.caffemodel", *NAMES)))
+        assert left[0] <= 0
+        assert outputs(folder) == pairs[1]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_is_refused_while_another_writes(name: str, folder: Path) -> None:
     before = both_ways(folder)[1]
@@ -300,6 +323,28 @@ def test_a_disk_that_is_full(folder: Path) -> None:
         assert run.stderr.count("\n") == 1
         assert outputs(folder) == pairs[1]
         assert not list(folder.glob(".*"))
+
+
+def test_a_full_disk_for_scratch_names_the_output(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("h5py", reason="the hdf5 extra is not installed")
+    from test_hdf5_fold import write_hdf5
+
+    from caffe_fold.weights import hdf5
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    weights = folder / "net.caffemodel.h5"
+    write_hdf5(folder / "net.caffemodel", weights)
+    monkeypatch.setattr(hdf5, "to_caffemodel", fail)
+    out = folder / "out.h5"
+    with pytest.raises(OutputError, match=f"^{out} cannot be written: No space left"):
+        caffe_fold.fold(folder / "net.prototxt", weights, folder / NAMES[0], out)
+    with pytest.raises(OutputError, match="cannot be written: No space left"):
+        caffe_fold.fold(folder / "net.prototxt", weights, dry_run=True)
+    assert not list(folder.glob(".*"))
 
 
 def test_a_file_system_that_takes_nothing(folder: Path) -> None:

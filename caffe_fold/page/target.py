@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from caffe_fold.errors import ExtraMissing, OutputError, Path, show, writing
 from caffe_fold.writing.beside import Place, taken
-from caffe_fold.writing.outputs import require_apart, require_place
+from caffe_fold.writing.outputs import is_same, require_apart, require_place
 
 if TYPE_CHECKING:
     from caffe_fold.page.page import Page
@@ -80,4 +80,4 @@ def _require_jinja() -> None:
 def _is_same(path: str, other: Path) -> bool:
     if os.path.normcase(os.path.realpath(path)) == os.path.normcase(os.path.realpath(other)):
         return True
-    return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
+    return is_same(path, other)

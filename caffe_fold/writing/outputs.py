@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -43,7 +45,7 @@ def resolve_outputs(
         require_place(path)
         require_apart(path, (model, weights, *outputs))
         for given in (model, weights):
-            if os.path.exists(path) and os.path.samefile(path, given):
+            if is_same(path, given):
                 raise OutputError(
                     f"{show(path)} is an input; give another output path, since inputs are "
                     "never changed"
@@ -79,6 +81,14 @@ def require_apart(path: str, others: Iterable[Path | None]) -> None:
             )
 
 
+def is_same(path: Path, other: Path) -> bool:
+    """Whether both are there and are one file."""
+    try:
+        return os.path.samefile(path, other)
+    except OSError:
+        return False
+
+
 def _beside(path: Path) -> str:
     stem, suffix = os.path.splitext(os.fspath(path))
     if suffix == ".h5" and stem.endswith(".caffemodel"):
@@ -106,8 +116,12 @@ def require_place(path: str) -> None:
     folder = os.path.dirname(path) or os.curdir
     if not os.path.isdir(folder):
         raise OutputError(f"{shown} cannot be written: there is no folder {show(folder)}")
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise OutputError(f"{shown} is no regular file, and would be replaced; give another path")
+    # Asked once: another run may be about to replace it.
+    with contextlib.suppress(OSError):
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise OutputError(
+                f"{shown} is no regular file, and would be replaced; give another path"
+            )
 
 
 def written(model: str, weights: str) -> str:
