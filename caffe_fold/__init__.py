@@ -8,14 +8,13 @@
 arrays. Names are loaded when they are first used, so that importing costs nothing.
 """
 
-from __future__ import annotations
-
-import importlib
-from typing import TYPE_CHECKING, Any
-
 from caffe_fold._version import __version__
 
+# Not that of typing: to import it takes longer than all that is done here.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from caffe_fold.arrays import fold_weights as fold_weights
     from caffe_fold.convert import fold as fold
     from caffe_fold.errors import CaffeFoldError as CaffeFoldError
@@ -55,9 +54,11 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in _HOMES:
         raise AttributeError(f"module 'caffe_fold' has no attribute {name!r}")
+    import importlib
+
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

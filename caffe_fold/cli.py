@@ -8,14 +8,14 @@ from __future__ import annotations
 import gc
 import importlib
 import os
-import signal
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
+from caffe_fold import interrupts
 from caffe_fold._version import __version__
-from caffe_fold.errors import CaffeFoldError, show
+from caffe_fold.errors import CaffeFoldError, Interrupted, show
 from caffe_fold.streams import fill, silence
 
 __all__ = ["main"]
@@ -49,6 +49,18 @@ class _LazyGroup(click.Group):
             args = [self.default, *args]
         return super().parse_args(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            with interrupts.working():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            raise Interrupted(f"interrupted; {str(interrupt) or 'nothing was written'}") from None
+        except Exception as error:
+            if not interrupts.came() or isinstance(error, (CaffeFoldError, click.ClickException)):
+                raise
+            # Modules in C make other errors of one that comes while they are imported.
+            raise Interrupted("interrupted; nothing was written") from error
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_options(ctx, formatter)
         fold = self.get_command(ctx, self.default)
@@ -69,19 +81,15 @@ def cli(context: click.Context) -> None:
 
     The inputs are never changed. What cannot be folded exactly stays, with the reason.
     """
+    if context.invoked_subcommand != _LazyGroup.default:
+        gc.enable()  # one fold makes no garbage to speak of; see __main__.py
     if os.environ.get("NO_COLOR"):
         context.color = False
 
 
-def _terminated(*_: object) -> NoReturn:
-    """A polite kill: leave as after Ctrl-C, with nothing left behind."""
-    raise KeyboardInterrupt
-
-
 def main() -> NoReturn:
-    """The entry point: every outcome is an exit code and at most one line of error."""
+    """Run the command line: every outcome is an exit code and at most one line of error."""
     fill()
-    signal.signal(signal.SIGTERM, _terminated)
     # Folding has threads of its own; those of NumPy's BLAS would stand in their way.
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
@@ -102,7 +110,7 @@ def _run() -> int:
             silence(sys.stderr)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        return _fail("interrupted; nothing was written", 130)
+        return _fail("interrupted; nothing was written", Interrupted.exit_code)
     except CaffeFoldError as error:
         return _fail(str(error), error.exit_code)
     except MemoryError:
@@ -121,6 +129,8 @@ def _run() -> int:
 def _fail(message: str, code: int) -> int:
     color = False if os.environ.get("NO_COLOR") else None
     try:
+        if code == Interrupted.exit_code and sys.stderr.isatty():
+            click.echo(err=True)  # the terminal has shown ^C
         click.secho("error: ", fg="red", err=True, nl=False, color=color)
         click.echo(message, err=True)
     except OSError:  # the code tells it

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from caffe_fold.choices import Choices
-from caffe_fold.errors import CheckError, InputError, Path, show
+from caffe_fold.errors import CheckError, InputError, Path, show, writing
 from caffe_fold.hints import closest
 from caffe_fold.inputs import open_prototxt, require_inputs
 from caffe_fold.layers.affine import Refused
@@ -27,13 +27,8 @@ from caffe_fold.weights_files import WeightsFile, opened_weights
 from caffe_fold.writing.check import check_graph, check_values
 from caffe_fold.writing.entries import size_of
 from caffe_fold.writing.folded_values import Blocked
-from caffe_fold.writing.lock import hidden, scratch_prefix
-from caffe_fold.writing.outputs import (
-    Outputs,
-    TemporaryPair,
-    resolve_outputs,
-    temporary_pair,
-)
+from caffe_fold.writing.outputs import Outputs, require_ending, resolve_outputs
+from caffe_fold.writing.pair import TemporaryPair, temporary_pair
 from caffe_fold.writing.rewrite_caffemodel import rewrite_caffemodel
 from caffe_fold.writing.rewrite_prototxt import rewrite_prototxt
 from caffe_fold.writing.write import write_parts
@@ -145,9 +140,9 @@ def fold(
         raise InputError("a dry run writes nothing that could be verified; leave one of them out")
     kind = require_inputs(model, weights)
     outputs = resolve_outputs(model, weights, output_model, output_weights)
+    require_ending(kind, weights, outputs.weights)
     graph = read_graph(model, stages, level)
     original = graph.net.document.text.encode("latin-1")
-    folder = os.path.dirname(outputs.weights) or os.curdir
     with contextlib.ExitStack() as stack:
         page = None
         if html is not None:
@@ -155,34 +150,44 @@ def fold(
 
             files = (model, weights, outputs.model, outputs.weights)
             page = stack.enter_context(page_target(html, files))
-        prefix = scratch_prefix(hidden(outputs.weights, "tmp"))
-        file = stack.enter_context(opened_weights(weights, kind, graph, folder, prefix))
-        caffemodel = stack.enter_context(file.open())
-        if deploy:
-            graph = _deployed(graph, caffemodel, input_shapes or {})
-        if not allow_extra_weights:
-            require_unfolded_pair(graph, caffemodel)
-        kept = kept_values(graph, keep)
-        job = _Job(
-            graph,
-            original,
-            caffemodel,
-            file,
-            choices,
-            engine_caffe,
-            keep if equalize else None,
-            check,
-            verify,
-            threads,
-            page,
-        )
-        return until_computable(
-            graph,
-            caffemodel,
-            choices,
-            kept,
-            lambda facts, plan: _carry_out(job, facts, plan, outputs, dry_run),
-        )
+        # Equalising works on files, in a dry run, too.
+        pair = stack.enter_context(temporary_pair(outputs)) if equalize or not dry_run else None
+        folder = pair.scratch if pair is not None and kind == "hdf5" else None
+        shown = outputs.weights if folder is not None else ""
+        with contextlib.ExitStack() as opened:
+            file = opened.enter_context(opened_weights(weights, kind, graph, folder, shown))
+            caffemodel = opened.enter_context(file.open())
+            if deploy:
+                graph = _deployed(graph, caffemodel, input_shapes or {})
+            if not allow_extra_weights:
+                require_unfolded_pair(graph, caffemodel)
+            kept = kept_values(graph, keep)
+            job = _Job(
+                graph,
+                original,
+                caffemodel,
+                file,
+                choices,
+                engine_caffe,
+                keep if equalize else None,
+                check,
+                verify,
+                threads,
+                page,
+            )
+            report = until_computable(
+                graph,
+                caffemodel,
+                choices,
+                kept,
+                lambda facts, plan: _carry_out(job, facts, plan, outputs, pair, dry_run),
+            )
+        # All that may fail is done before any file gets its name.
+        if pair is not None and not dry_run:
+            pair.commit(page.place if page is not None else None)
+        elif page is not None:
+            page.commit()
+    return report
 
 
 def read_graph(model: Path, stages: Sequence[str], level: int | None) -> Graph:
@@ -240,35 +245,35 @@ def until_computable(
             blocked = {**blocked, found.layer_index: found.refusal}
 
 
-def _carry_out(job: _Job, facts: Facts, plan: Plan, outputs: Outputs, dry_run: bool) -> Report:
+def _carry_out(
+    job: _Job,
+    facts: Facts,
+    plan: Plan,
+    outputs: Outputs,
+    pair: TemporaryPair | None,
+    dry_run: bool,
+) -> Report:
+    """Write what is planned to the temporary files, if there are any, and prove it."""
     text = rewrite_prototxt(job.graph, plan, job.engine_caffe)
     parts = list(rewrite_caffemodel(job.model, job.graph, plan, job.choices))
     report = summary(facts, plan, outputs, Files(job.original, text, job.file.path, size_of(parts)))
-    if dry_run and job.equalize is None:
+    if pair is None:
         write_parts(job.model, parts, None, job.threads)
         if job.page is not None:
             _write_page(job, job.page, facts, plan, report)
-            job.page.commit()
         return report
-    with temporary_pair(outputs) as pair:
-        with open(pair.model, "wb") as prototxt:
-            prototxt.write(text)
-        graph = _written_graph(job, plan, pair)
-        job.file.write(job.model, parts, pair.weights, graph, job.threads)
-        checked = _prove(job, plan, pair, graph) if job.check else None
-        equalized = None if job.equalize is None else _equalize(job, job.equalize, pair, graph)
-        verified = _verify(job, pair, equalized) if job.verify is not None else None
-        after = report.after._replace(weights_bytes=os.path.getsize(pair.weights))
-        report = report._replace(
-            checked=checked, after=after, equalized=equalized, verified=verified
-        )
-        report = report._replace(written=not dry_run, notes=_still_true(report))
-        if job.page is not None:
-            _write_page(job, job.page, facts, plan, report, (pair, graph))
-        if not dry_run:
-            pair.commit()
+    with writing(outputs.model), open(pair.model, "wb") as prototxt:
+        prototxt.write(text)
+    graph = _written_graph(job, plan, pair)
+    job.file.write(job.model, parts, pair.weights, graph, job.threads)
+    checked = _prove(job, plan, pair, graph) if job.check else None
+    equalized = None if job.equalize is None else _equalize(job, job.equalize, pair, graph)
+    verified = _verify(job, pair, equalized) if job.verify is not None else None
+    after = report.after._replace(weights_bytes=os.path.getsize(pair.weights))
+    report = report._replace(checked=checked, after=after, equalized=equalized, verified=verified)
+    report = report._replace(written=not dry_run, notes=_still_true(report))
     if job.page is not None:
-        job.page.commit()
+        _write_page(job, job.page, facts, plan, report, (pair, graph))
     return report
 
 
@@ -289,8 +294,7 @@ def _write_page(
         names: list[str] = []
         if written is not None and report.equalized is not None and report.equalized.pairs:
             pair, graph = written
-            folder = os.path.dirname(pair.weights) or os.curdir
-            opened = opened_weights(pair.weights, job.file.kind, graph, folder)
+            opened = opened_weights(pair.weights, job.file.kind, graph, pair.scratch)
             model = stack.enter_context(stack.enter_context(opened).open())
             last = Facts(graph, model, job.choices)
             names = [name for found in report.equalized.pairs for name in found[:2]]
@@ -302,7 +306,8 @@ def _equalize(job: _Job, keep: Sequence[str], pair: TemporaryPair, graph: Graph)
     """Equalise the folded weights, in their place."""
     from caffe_fold.quantization.equalize import equalize_weights
 
-    return equalize_weights(graph, pair.weights, job.file.kind, keep, job.check, job.threads)
+    file = (pair.weights, job.file.kind, pair.scratch)
+    return equalize_weights(graph, *file, keep, job.check, job.threads)
 
 
 def _still_true(report: Report) -> tuple[Note, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import ClassVar, Union
 
 Path = Union[str, "os.PathLike[str]"]
@@ -59,8 +61,14 @@ class StrictError(CaffeFoldError):
     exit_code: ClassVar[int] = 3
 
 
+class ReportError(CaffeFoldError):
+    """Both files are written, but what there is to say of it could not be printed."""
+
+    exit_code: ClassVar[int] = 4
+
+
 class Interrupted(CaffeFoldError):
-    """A batch was interrupted; what it had done stays."""
+    """A run was interrupted; its text says what is done."""
 
     exit_code: ClassVar[int] = 130
 
@@ -88,3 +96,15 @@ def show(name: str, limit: int = 200) -> str:
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+
+
+@contextlib.contextmanager
+def writing(path: str) -> Iterator[None]:
+    """Tell what the system says against a file that is written.
+
+    :raises OutputError: for whatever it says.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{show(path, 1000)} cannot be written: {error.strerror}") from error

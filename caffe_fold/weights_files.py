@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from typing import Union
 
-from caffe_fold.errors import CheckError, Path, show
+from caffe_fold.errors import CheckError, Path, show, writing
 from caffe_fold.named import NamedTuple
 from caffe_fold.nets.graph import Graph
 from caffe_fold.weights.caffemodel import Caffemodel
@@ -51,11 +51,12 @@ class BinaryWeights(NamedTuple):
 
 class Hdf5Weights(NamedTuple):
     """Weights in HDF5; ``owners`` tells whose blob each sharer's is, since Caffe stores it
-    once. Files in ``scratch`` stand for them as caffemodels."""
+    once. Files in ``scratch`` stand for them as caffemodels; an error names ``shown``."""
 
     path: Path
     owners: dict[tuple[str, int], tuple[str, int]]
     scratch: str
+    shown: str
 
     @property
     def kind(self) -> str:
@@ -103,7 +104,8 @@ class Hdf5Weights(NamedTuple):
         from caffe_fold.weights.hdf5 import to_caffemodel
 
         made = os.path.join(self.scratch, name)
-        to_caffemodel(source, made, owners)
+        with writing(self.shown):
+            to_caffemodel(source, made, owners)
         return Caffemodel.open(made)
 
 
@@ -127,17 +129,24 @@ def _require_same(planned: Caffemodel, found: Caffemodel, graph: Graph) -> None:
 
 @contextlib.contextmanager
 def opened_weights(
-    path: Path, kind: str, graph: Graph, folder: Path, prefix: str = ".caffe-fold-"
+    path: Path, kind: str, graph: Graph, folder: Path | None = None, shown: str = ""
 ) -> Iterator[WeightsFile]:
-    """The weights file of a kind, "binary" or "hdf5". Scratch files go below ``folder``,
-    which is on the file system of the output; their names begin with ``prefix``."""
+    """The weights file of a kind, "binary" or "hdf5". Scratch files of the latter go below
+    ``folder``, by default that of the system, and an error names ``shown``, or the folder.
+
+    :raises OutputError: if they cannot be written.
+    """
     if kind != "hdf5":
         yield BinaryWeights(path)
         return
     import tempfile
 
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder) as scratch:
-        yield Hdf5Weights(path, _owners(graph), scratch)
+    folder = folder or tempfile.gettempdir()
+    shown = shown or os.fspath(folder)
+    with contextlib.ExitStack() as stack:
+        with writing(shown):
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(dir=folder))
+        yield Hdf5Weights(path, _owners(graph), scratch, shown)
 
 
 def _owners(graph: Graph) -> dict[tuple[str, int], tuple[str, int]]:

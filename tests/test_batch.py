@@ -131,6 +131,27 @@ def test_strict_fails_the_model_that_keeps_a_batch_norm(
     assert run(zoo).code == 0
 
 
+@pytest.mark.parametrize("checksum", [False, True])
+def test_an_input_of_verify_is_told_by_its_stamp(checksum: bool, tmp_path: Path, zoo: Path) -> None:
+    """With a checksum by its content, wherever it lies; an input that is new is seen, too."""
+    one, other = tmp_path / "one.npy", tmp_path / "other.npy"
+    for path in (one, other):
+        path.write_bytes(b"input")
+
+    def task(given: Path | None) -> Task:
+        model, weights = str(zoo / "net0.prototxt"), str(zoo / "net0.caffemodel")
+        options = {"verify": {"input": given and str(given)}}
+        files = (model, weights, str(tmp_path), model, weights)
+        return Task("net0", *files, options=options, strict=False, checksum=checksum)
+
+    entry = ledger.entry_of(task(one), ledger.inputs_of(task(one)), {})
+    assert ledger.is_done(task(one), entry)
+    assert ledger.is_done(task(other), entry) == checksum
+    assert not ledger.is_done(task(None), entry)
+    one.write_bytes(b"another")
+    assert not ledger.is_done(task(one), entry)
+
+
 def test_verify_reaches_each_fold(zoo: Path, tmp_path: Path, run: Run) -> None:
     pytest.importorskip("cv2", reason="the verify extra is not installed")
     done = run(zoo, "--verify", "--verify-tolerance", "0.001", "--report", tmp_path / "r")
@@ -343,11 +364,10 @@ def test_what_a_killed_fold_left_goes_and_nothing_else(zoo: Path, tmp_path: Path
     with (out / LEDGER).open("a") as file:
         file.write(json.dumps(started) + "\n")
     (out / name).touch()
-    scratch = out / ".net0_inference.caffemodel.tmp-abcd_123"
+    scratch = out / ".net0_inference.caffemodel.scratch"
     others = [  # of runs that may be alive
         out / ".caffe-fold-abcd1234",
-        out / ".net1_inference.caffemodel.tmp-abcd1234",
-        out / ".net0_inference.caffemodel.tmp-abcd",
+        out / ".net1_inference.caffemodel.scratch",
     ]
     for path in (scratch, *others):
         path.mkdir()
@@ -382,7 +402,7 @@ def test_a_killed_fold_leaves_scratch_that_the_next_run_removes(
         patch.setattr(shutil, "rmtree", lambda *_, **__: None)
         patch.setattr(work, "entry_of", lambda *_: None)  # killed before it was done
         assert run(tmp_path / "zoo", *options).code == 0
-    assert [path.name[-13:-8] for path in out.iterdir() if path.is_dir()] == [".tmp-"]
+    assert [path.suffix for path in out.iterdir() if path.is_dir()] == [".scratch"]
     assert run(tmp_path / "zoo", *options).code == 0
     assert not any(path.is_dir() for path in out.iterdir())
 

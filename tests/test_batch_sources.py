@@ -172,6 +172,39 @@ def test_what_is_ambiguous_is_listed_and_the_rest_is_folded(tmp_path: Path, call
     assert [line["status"] for line in batching.lines(report)] == ["skipped", "done"]
 
 
+def test_strict_is_no_success_where_nothing_is_folded(tmp_path: Path, call: Call) -> None:
+    write_pairs(tmp_path / "zoo", 1)
+    (tmp_path / "zoo/net0.caffemodel").rename(tmp_path / "zoo/other.caffemodel")
+    batching.tiny().write(tmp_path / "zoo", "third")[1].unlink()
+    command = ["batch", str(tmp_path / "zoo"), "--output-dir", str(tmp_path / "out")]
+    assert call(*command).code == 0
+    done = call(*command, "--strict")
+    assert done.code == 1
+    assert done.err.endswith("error: --strict: nothing was folded; 1 files are skipped\n")
+
+
+def test_rows_for_one_file_are_told_by_their_lines(tmp_path: Path, call: Call) -> None:
+    write_pairs(tmp_path, 1)
+    row = json.dumps({"model": "net0.prototxt", "weights": "net0.caffemodel"})
+    manifest = write_manifest(tmp_path, f"{row}\n\n{row}", "m.jsonl")
+    done = call("batch", manifest, "--output-dir", tmp_path / "out")
+    assert done.code == 2
+    for line in (1, 3):
+        assert f"net0.caffemodel (of {manifest}:{line})" in done.err
+
+
+def test_options_of_verify_are_for_a_row_that_asks_for_it(tmp_path: Path, call: Call) -> None:
+    write_pairs(tmp_path, 1)
+    row = {"model": "net0.prototxt", "weights": "net0.caffemodel"}
+    command = ["--output-dir", str(tmp_path / "out"), "--verify-tolerance", "0.5", "--dry-run"]
+    manifest = write_manifest(tmp_path, json.dumps({**row, "verify": True}), "m.jsonl")
+    done = call("batch", manifest, *command)
+    assert done.code == 0, done.err
+    manifest = write_manifest(tmp_path, json.dumps(row), "m.jsonl")
+    done = call("batch", manifest, *command)
+    assert (done.code, "--verify-tolerance needs --verify" in done.err) == (2, True)
+
+
 # ---- Names ----
 
 

@@ -148,7 +148,7 @@ def test_help_has_every_option_examples_and_exit_codes(arguments: list[str], cal
     ).split():
         assert re.search(rf"{option}\b", done.out), option
     assert "caffe-fold --model deploy.prototxt --weights net.caffemodel" in done.out
-    for code in ("0", "1", "2", "3", "130"):
+    for code in ("0", "1", "2", "3", "4", "130"):
         assert re.search(rf"^ *{code} +\S", done.out, re.MULTILINE)
 
 
@@ -634,28 +634,32 @@ def test_ctrl_c_leaves_nothing(step: str, folder: Path, call: Call, monkeypatch:
     assert names(folder) == INPUTS
 
 
+@pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(5, "Input/output error")])
-def test_a_failure_between_the_two_renames_leaves_neither(
-    error: BaseException, folder: Path, call: Call, monkeypatch: Patch
+def test_a_failure_between_the_two_renames_leaves_what_was_there(
+    error: BaseException, old: bool, folder: Path, call: Call, monkeypatch: Patch
 ) -> None:
     right = os.replace
-    for name in OUTPUTS:
+    for name in OUTPUTS if old else ():
         (folder / name).write_bytes(b"old")
 
     def fail(source: Any, target: Any) -> None:
-        if str(target).endswith(".prototxt"):
+        if str(target).endswith(".prototxt") and str(source).endswith(".tmp"):
             raise error
         right(source, target)
 
     monkeypatch.setattr(os, "replace", fail)
     outcome = call(*files(folder))
-    assert outcome.code == (130 if isinstance(error, KeyboardInterrupt) else 2)
-    assert names(folder) == INPUTS
+    is_interrupt = isinstance(error, KeyboardInterrupt)
+    said = "nothing was written" if is_interrupt else "net_inference.prototxt cannot be written: "
+    assert_refused(outcome, said, code=130 if is_interrupt else 2)
+    assert names(folder) == INPUTS | (OUTPUTS if old else set())
+    assert all((folder / name).read_bytes() == b"old" for name in OUTPUTS if old)
 
 
 INTERRUPTED = """
 import os, signal, sys
-from caffe_fold import cli, weights_files
+from caffe_fold import __main__, weights_files
 number = int(sys.argv.pop())
 write_parts = weights_files.write_parts
 
@@ -665,7 +669,7 @@ def write_and_wait(*arguments):
     signal.pause()
 
 weights_files.write_parts = write_and_wait
-cli.main()
+__main__.main()
 """
 
 
@@ -691,6 +695,56 @@ def test_a_signal_leaves_nothing(number: int, folder: Path) -> None:
 def test_a_kill_leaves_no_prototxt(folder: Path) -> None:
     assert interrupted(folder, 9).returncode == -9
     assert not names(folder) & OUTPUTS
+
+
+AFTERWARDS = """
+import os, signal, sys
+from caffe_fold import __main__
+right = os.replace
+
+def replace(source, target):
+    right(source, target)
+    if target.endswith(".prototxt"):
+        os.kill(os.getpid(), signal.SIGINT)
+
+os.replace = replace
+__main__.main()
+"""
+
+
+@POSIX
+def test_an_interrupt_after_the_pair_has_its_names_says_so(folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AFTERWARDS, *files(folder)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    there = " and ".join(str(folder / f"net_inference.{end}") for end in ("prototxt", "caffemodel"))
+    assert_refused(done, f"interrupted; {there} are written", code=130)
+    assert names(folder) == INPUTS | OUTPUTS
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("option", [[], ["--json"], ["--strict"]])
+def test_a_report_that_cannot_be_printed_is_exit_4_and_says_what_is_written(
+    option: list[str], folder: Path
+) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "caffe_fold", *files(folder), *option],
+            env=environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 4
+    assert "error: standard output cannot be written to: No space left" in done.stderr
+    assert done.stderr.endswith("net_inference.caffemodel are written\n")
+    assert done.stderr.count("\n") == 1
+    assert names(folder) == INPUTS | OUTPUTS
 
 
 @POSIX

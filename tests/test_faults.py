@@ -129,7 +129,7 @@ for count in range(1000):
     caffe_fold.fold(*files, keep=["conv"])
     child = os.fork()
     if child == 0:
-        for name in ("open", "close", "unlink", "replace", "pread", "pwrite", "copy_file_range"):
+        for name in ("open", "close", "unlink", "link", "replace", "pread", "pwrite"):
             if hasattr(os, name):
                 guard(name)
         left[0] = count
@@ -143,11 +143,11 @@ for count in range(1000):
 """
 
 
-def start(code: str, folder: Path) -> subprocess.Popen[str]:
+def start(code: str, folder: Path, *arguments: str) -> subprocess.Popen[str]:
     files = [str(folder / name) for name in ("net.prototxt", "net.caffemodel", *NAMES)]
     root = str(Path(caffe_fold.__file__).parents[1])
     return subprocess.Popen(
-        [sys.executable, "-c", code, *files],
+        [sys.executable, "-c", code, *files, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -197,6 +197,29 @@ def test_a_second_run_waits_for_no_one_and_mixes_nothing(
     assert not list(folder.glob(".*"))
 
 
+def test_an_output_that_goes_while_it_is_looked_at_is_no_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run sets it aside after one of the looks."""
+    pairs, right = both_ways(folder), os.stat
+    for look in range(1, 5):
+        left = [look]
+
+        def stat(path: Any, *arguments: Any, left: Any = left, **options: Any) -> os.stat_result:
+            found = right(path, *arguments, **options)
+            if str(path).endswith(NAMES[0]):
+                left[0] -= 1
+                if left[0] == 0:
+                    os.replace(path, folder / "away")
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "stat", stat)
+            caffe_fold.fold(*(folder / n for n in ("net.prototxt", "net.caffemodel", *NAMES)))
+        assert left[0] <= 0
+        assert outputs(folder) == pairs[1]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_is_refused_while_another_writes(name: str, folder: Path) -> None:
     before = both_ways(folder)[1]
@@ -215,16 +238,51 @@ def test_a_lock_that_was_left_means_nothing(folder: Path) -> None:
     assert not list(folder.glob(".*"))
 
 
-def test_a_link_in_a_temporary_files_place_is_not_followed(folder: Path) -> None:
+@pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
+@pytest.mark.parametrize("suffix", ["lock", "tmp", "old", "scratch"])
+def test_what_is_not_ours_in_a_hidden_files_place_is_named_and_stays(
+    suffix: str, kind: str, folder: Path
+) -> None:
+    if (suffix, kind) in (("old", "link"), ("scratch", "folder")):
+        pytest.skip("a run that was killed may have left it")
     other = folder / "other"
     other.write_bytes(b"mine")
-    Path(hidden(str(folder / NAMES[1]), "tmp")).symlink_to(other)
-    folded(folder)
-    assert other.read_bytes() == b"mine"
-    Path(hidden(str(folder / NAMES[1]), "lock")).symlink_to(other)
-    with pytest.raises(OutputError, match="cannot be written"):
+    before = both_ways(folder)[1]
+    odd = Path(hidden(str(folder / NAMES[1]), suffix))
+    make = {"link": lambda: odd.symlink_to(other), "folder": odd.mkdir}
+    make.get(kind, lambda: os.mkfifo(odd))()
+    said = rf"/out.caffemodel cannot be written: .*/\.out\.caffemodel\.{suffix}, a .*{kind}, has"
+    with pytest.raises(OutputError, match=said):
         folded(folder)
+    assert outputs(folder) == before
     assert other.read_bytes() == b"mine"
+    assert list(folder.glob(".*")) == [odd]
+
+
+def test_an_output_that_was_a_link_and_set_aside_is_no_hindrance(folder: Path) -> None:
+    Path(hidden(str(folder / NAMES[0]), "old")).symlink_to(folder / "other")
+    folded(folder)
+    assert not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hidden_file_that_cannot_be_made_names_the_output(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = os.open
+
+    for suffix in ("lock", "tmp"):
+        odd = hidden(str(folder / name), suffix)
+
+        def refuse(path: Any, *arguments: Any, odd: str = odd) -> int:
+            if path == odd:
+                raise OSError(28, "No space left on device", path)
+            return right(path, *arguments)
+
+        monkeypatch.setattr(os, "open", refuse)
+        with pytest.raises(OutputError, match=f"^{folder / name} cannot be written: No space left"):
+            folded(folder)
+    assert not list(folder.glob(".*"))
 
 
 def test_file_systems_without_locks_are_written_to(folder: Path, monkeypatch: Any) -> None:
@@ -265,6 +323,28 @@ def test_a_disk_that_is_full(folder: Path) -> None:
         assert run.stderr.count("\n") == 1
         assert outputs(folder) == pairs[1]
         assert not list(folder.glob(".*"))
+
+
+def test_a_full_disk_for_scratch_names_the_output(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("h5py", reason="the hdf5 extra is not installed")
+    from test_hdf5_fold import write_hdf5
+
+    from caffe_fold.weights import hdf5
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    weights = folder / "net.caffemodel.h5"
+    write_hdf5(folder / "net.caffemodel", weights)
+    monkeypatch.setattr(hdf5, "to_caffemodel", fail)
+    out = folder / "out.h5"
+    with pytest.raises(OutputError, match=f"^{out} cannot be written: No space left"):
+        caffe_fold.fold(folder / "net.prototxt", weights, folder / NAMES[0], out)
+    with pytest.raises(OutputError, match="cannot be written: No space left"):
+        caffe_fold.fold(folder / "net.prototxt", weights, dry_run=True)
+    assert not list(folder.glob(".*"))
 
 
 def test_a_file_system_that_takes_nothing(folder: Path) -> None:
@@ -311,7 +391,7 @@ def test_no_descriptor_is_left_open(folder: Path) -> None:
     assert open_files() == before
 
 
-@pytest.mark.parametrize("suffix", ["tmp", "lock", "old"])
+@pytest.mark.parametrize("suffix", ["tmp", "lock", "old", "scratch"])
 @pytest.mark.parametrize("which", [0, 1])
 def test_an_input_that_has_a_hidden_files_name_is_not_taken_away(
     suffix: str, which: int, folder: Path
@@ -348,6 +428,79 @@ def test_weights_that_cannot_be_renamed_leave_the_old_pair(
         folded(folder, keep=["conv"])
     assert outputs(folder) == pairs[1]
     assert not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize("failing", ["out.prototxt", "page.html"])
+def test_a_last_rename_that_fails_leaves_the_old_pair(
+    failing: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("jinja2")
+    pairs, right = both_ways(folder), os.replace
+
+    def fail(source: str, target: str) -> None:
+        if target.endswith(failing) and source.endswith(".tmp"):
+            raise PermissionError(1, "Operation not permitted", source)
+        right(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    said = f"^{folder / failing} cannot be written: Operation not permitted"
+    with pytest.raises(OutputError, match=said):
+        folded(folder, keep=["conv"], html=folder / "page.html")
+    assert outputs(folder) == pairs[1]
+    assert not list(folder.glob(".*"))
+    assert not (folder / "page.html").exists()
+
+
+def test_without_hard_links_a_failure_mixes_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs, right = both_ways(folder), os.replace
+
+    def fail(source: str, target: str) -> None:
+        if target.endswith(NAMES[0]) and source.endswith(".tmp"):
+            raise PermissionError(1, "Operation not permitted", source)
+        right(source, target)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert folded(folder, keep=["conv"]) == pairs[0]
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OutputError, match=r"out\.prototxt cannot be written"):
+        folded(folder)
+    assert outputs(folder) == (pairs[0][0], None)
+    assert not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize("kind", ["--equalize", "hdf5"])
+@pytest.mark.parametrize("name", ["out", "n" * 240])
+def test_the_scratch_of_a_killed_fold_goes_with_the_next(
+    kind: str, name: str, folder: Path
+) -> None:
+    files = ["net.prototxt", "net.caffemodel", f"{name}.prototxt", f"{name}.caffemodel"]
+    if kind == "hdf5":
+        pytest.importorskip("h5py", reason="the hdf5 extra is not installed")
+        from test_hdf5_fold import write_hdf5
+
+        write_hdf5(folder / "net.caffemodel", folder / "net.caffemodel.h5")
+        files[1::2] = ["net.caffemodel.h5", f"{name}.h5"]
+    code = (
+        "import os, signal, sys; from caffe_fold import convert\nimport caffe_fold\n"
+        "def kill(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from caffe_fold.quantization import equalize\n"
+        f"{'equalize._prove' if kind == '--equalize' else 'convert.check_values'} = kill\n"
+        f"caffe_fold.fold(*sys.argv[5:], equalize={kind == '--equalize'})"
+    )
+    paths = [folder / file for file in files]
+    with start(code, folder, *map(str, paths)) as run:
+        pass
+    assert run.returncode == -signal.SIGKILL
+    (left,) = [path for path in folder.glob(".*") if path.is_dir()]
+    assert list(left.iterdir())
+    caffe_fold.fold(*paths)
+    assert not list(folder.glob(".*"))
+    assert all(path.exists() for path in paths)
 
 
 def test_ctrl_c_waits_until_the_pair_is_whole(

@@ -11,7 +11,7 @@ from support.compare import assert_same
 from support.evaluate import evaluate
 from support.nets import Net
 
-from caffe_fold import caffe_pb2, fold, inspect
+from caffe_fold import OutputError, caffe_pb2, fold, inspect
 
 h5py = pytest.importorskip("h5py", reason="h5py is not installed")
 
@@ -138,3 +138,18 @@ def test_a_sharer_keeps_its_blobs_when_the_owner_goes(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "net_inference.h5") as file:
         assert "first" not in file["data"]
         assert list(file["data/second/0"][()]) == list(first.blobs[0].astype("<f4"))
+
+
+def test_a_name_by_which_caffe_takes_it_for_the_other_kind_is_refused(tmp_path: Path) -> None:
+    model, weights = small_net().write(tmp_path)
+    hdf5 = tmp_path / "net.h5"
+    write_hdf5(weights, hdf5)
+    for source, output, said in ((weights, "a.h5", "without"), (hdf5, "a.bin", "ending in")):
+        with pytest.raises(OutputError, match=rf"/{output}: .* give one {said} \.h5$"):
+            fold(model, source, output_weights=tmp_path / output)
+        assert not (tmp_path / output).exists()
+        # Where an input has such a name, it is no matter.
+        odd = tmp_path / f"odd{Path(output).suffix}"
+        source.rename(odd)
+        fold(model, odd, output_weights=tmp_path / output)
+        assert (tmp_path / output).exists()

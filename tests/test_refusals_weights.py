@@ -424,3 +424,38 @@ def test_half_precision_is_read(tmp_path: Path) -> None:
     net = _net()
     net.layers[1].format = BlobFormat("half")
     assert fold_net(net, tmp_path).layers == ["conv"]
+
+
+# ---- Numbers at the ends of float64 ----
+
+
+def _extreme(net: Net, number: float) -> Net:
+    """The net with its convolution's weights in float64, all of one size."""
+    for layer in net.layers:
+        layer.format = BlobFormat("double")
+    conv = net.layers[1]
+    conv.blobs = [np.sign(conv.blobs[0]) * number, *conv.blobs[1:]]
+    return net
+
+
+@pytest.mark.parametrize(("number", "variance"), [(1.7e308, 2e9), (1e-322, 0)])
+def test_numbers_that_float64_cannot_prove(number: float, variance: float, tmp_path: Path) -> None:
+    """Three of the largest add up to infinity; the smallest have a digit or two."""
+    net = _extreme(_net(), number)
+    net.layers[1].blobs[1:] = [np.zeros(N)]
+    net.layers[2].blobs = [np.zeros(N), np.full(N, variance), np.ones(1)]
+    _refused(net, tmp_path, "bn", "precision", "'conv'", "too large or too small for float64")
+
+
+def test_equalizing_numbers_that_float64_cannot_prove(tmp_path: Path) -> None:
+    net = Net()
+    net.input("data", (1, C, 5, 5))
+    net.conv("conv", "data", C, N, 3)
+    net.relu("relu", "conv")
+    net.conv("last", "conv", N, N, 1)
+    net.layers[3].blobs[0] *= 1e10
+    model, weights = _extreme(net, 1e300).write(tmp_path)
+    report = caffe_fold.fold(model, weights, equalize=True)
+    assert report.equalized is not None
+    assert not report.equalized.pairs
+    assert any("too large or too small" in left.reason for left in report.equalized.left)

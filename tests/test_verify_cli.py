@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +98,21 @@ def test_a_wrong_net_exits_with_1_and_the_worst_blob_first(tmp_path: Path, run: 
     assert (code, err) == (1, "")
     assert out.splitlines()[1].startswith("FAIL  ")
     assert out.splitlines()[-1].startswith("FAIL: 3 of 3 blobs differ, ")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_for_the_table_is_one_line(
+    tmp_path: Path, run: Run, monkeypatch: Patch
+) -> None:
+    made(tmp_path)
+    run(*fold(tmp_path))
+    with open("/dev/full", "w") as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        code, _, err = run("verify", *files(tmp_path))
+    assert (code, err) == (
+        2,
+        "error: standard output cannot be written to: No space left on device\n",
+    )
 
 
 def test_quiet_prints_what_differs_alone(tmp_path: Path, run: Run) -> None:

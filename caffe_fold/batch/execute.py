@@ -17,8 +17,9 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar, Union
 
 from caffe_fold.batch.tasks import Task
-from caffe_fold.batch.worker import STOPPING, Outcome, failed, fold_and_end, fold_task, prepare
+from caffe_fold.batch.worker import Outcome, failed, fold_and_end, fold_task, prepare
 from caffe_fold.errors import InputError, show
+from caffe_fold.interrupts import STOPPING
 from caffe_fold.streams import say
 
 __all__ = ["Cluster", "Processes", "Workers", "execute"]

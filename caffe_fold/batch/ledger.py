@@ -11,17 +11,16 @@ import contextlib
 import errno
 import json
 import os
-import re
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from caffe_fold.batch import storage
-from caffe_fold.errors import CaffeFoldError, OutputError, show
+from caffe_fold.errors import CaffeFoldError, writing
 from caffe_fold.writing import lock
-from caffe_fold.writing.lock import hidden, scratch_prefix
+from caffe_fold.writing.beside import clear
+from caffe_fold.writing.lock import hidden
 
 if TYPE_CHECKING:
     from caffe_fold.batch.tasks import Task
@@ -47,9 +46,6 @@ OWN_FILES = (LEDGER, f"{LEDGER}.tmp", hidden(_LOCKED, "lock"))
 
 _SECONDS = 5.0
 """How often the ledger is written in a store, where a line cannot be appended."""
-
-_RANDOM = re.compile(r"\w{8}\Z")
-"""What ends the name of a scratch folder."""
 
 Entry = dict[str, Any]
 
@@ -146,9 +142,13 @@ def input_addresses(task: Task) -> list[str]:
 
 
 def asked(task: Task) -> str:
-    """What was asked for, as text: the options, and the outputs' names."""
+    """What was asked for, as text: the options, and the outputs' names. What is read is told
+    of elsewhere, by its stamp."""
+    options = dict(task.options)
+    if options.get("verify"):
+        options["verify"] = {**options["verify"], "input": None}
     what = {
-        "options": task.options,
+        "options": options,
         "strict": task.strict,
         "model": _below(task, task.output_model),
     }
@@ -204,7 +204,9 @@ def is_done(task: Task, entry: Entry | None) -> bool:
         for address in (task.output_model, task.output_weights):
             if entry["outputs"][_below(task, address)] != asdict(storage.stamp(address)):
                 return False
-        return all(map(_is_same, entry["inputs"], inputs_of(task)))
+        inputs = inputs_of(task)
+        is_as_many = len(inputs) == len(entry["inputs"])
+        return is_as_many and all(map(_is_same, entry["inputs"], inputs))
     except (CaffeFoldError, KeyError):
         return False
 
@@ -262,7 +264,7 @@ class Ledger:
             self._replace()
         else:
             os.close(self._descriptor)
-            _remove_temporaries(self.folder, self._started)
+            _clear(self.folder, self._started)
 
     def _begin(self) -> int:
         """Clear what a killed run left, write the entries anew, and open the file.
@@ -270,10 +272,9 @@ class Ledger:
         :raises OutputError: for whatever the system says against it.
         """
         new = f"{self.address}.tmp"
-        with _writing(self.address):
+        with writing(self.address):
             started = [name for entry in self.entries.values() for name in entry.get("started", ())]
-            _remove_temporaries(self.folder, started)
-            _remove_scratch(self.folder, started)
+            _clear(self.folder, started)
             self.entries = {n: entry for n, entry in self.entries.items() if "report" in entry}
             try:
                 with contextlib.suppress(FileNotFoundError):
@@ -292,7 +293,7 @@ class Ledger:
     def _append(self, entry: Entry) -> None:
         """One line by one call, which no signal of ours can tear."""
         data = _line(entry).encode("utf-8")
-        with _writing(self.address):
+        with writing(self.address):
             size = os.fstat(self._descriptor).st_size
             if os.write(self._descriptor, data) < len(data):
                 os.ftruncate(self._descriptor, size)
@@ -307,52 +308,16 @@ def _line(entry: Entry) -> str:
     return json.dumps(entry, separators=(",", ":")) + "\n"
 
 
-def _remove_temporaries(output: str, names: Iterable[str]) -> None:
-    """Remove what killed folds left beside outputs that they were to write
-    (``caffe_fold.writing.outputs.temporary_pair``)."""
+def _clear(output: str, names: Iterable[str]) -> None:
+    """Remove what killed folds left beside outputs that they were to write."""
     for path in _inside(output, names):
-        left = [
-            name for name in map(hidden, (path, path), ("tmp", "lock")) if os.path.lexists(name)
-        ]
-        if left:
-            with contextlib.suppress(OSError, OutputError), lock.locked(path):
-                os.unlink(hidden(path, "tmp"))
-
-
-def _remove_scratch(output: str, names: Iterable[str]) -> None:
-    """Remove the scratch folders of outputs that a killed run was writing; none of an output
-    that another run has locked (``caffe_fold.weights_files``)."""
-    by_folder: dict[str, list[str]] = {}
-    for path in _inside(output, names):
-        by_folder.setdefault(os.path.dirname(path), []).append(path)
-    for folder, paths in by_folder.items():
-        with contextlib.suppress(OSError):
-            found = [name for name in os.listdir(folder) if name.startswith(".")]
-            for path in paths:
-                prefix = scratch_prefix(hidden(path, "tmp"))
-                left = [
-                    name
-                    for name in found
-                    if name.startswith(prefix) and _RANDOM.match(name[len(prefix) :])
-                ]
-                if left:
-                    with contextlib.suppress(OSError, OutputError), lock.locked(path):
-                        for name in left:
-                            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+        clear(path)
 
 
 def _inside(output: str, names: Iterable[str]) -> list[str]:
     """The paths of names below the output folder, without those that lead out of it."""
     paths = [storage.join(output, name) for name in names]
     return [path for path in paths if is_inside(path, output)]
-
-
-@contextlib.contextmanager
-def _writing(address: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{show(address, 1000)} cannot be written: {error.strerror}") from None
 
 
 @contextlib.contextmanager
@@ -365,7 +330,7 @@ def locked(folder: str) -> Iterator[None]:
         yield
         return
     with contextlib.ExitStack() as stack:
-        with _writing(folder):
+        with writing(folder):
             os.makedirs(folder, exist_ok=True)
             stack.enter_context(lock.locked(os.path.join(folder, _LOCKED), folder))
         yield

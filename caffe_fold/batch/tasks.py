@@ -61,8 +61,9 @@ def plan(
     :raises InputError: if an output is not inside the output folder.
     :raises OutputError: if two pairs would write one file, or one would write an input.
     """
+    pairs = list(pairs)
     tasks = [_task(pair, output, options, checksum) for pair in pairs]
-    _require_different(tasks, others)
+    _require_different(tasks, [pair.origin for pair in pairs], others)
     return tasks
 
 
@@ -143,17 +144,19 @@ def require_inside(path: str, output: str) -> None:
         )
 
 
-def _require_different(tasks: list[Task], others: Iterable[str]) -> None:
+def _require_different(tasks: list[Task], origins: list[str], others: Iterable[str]) -> None:
+    """``origins`` says of each task where it comes from."""
     owners: dict[str, Task] = {}
-    for task in tasks:
+    told: dict[str, str] = {}
+    for task, origin in zip(tasks, origins):
         for path in (task.output_model, task.output_weights):
-            other = owners.setdefault(identity(path), task)
-            if other is not task or task.output_model == task.output_weights:
+            real, who = identity(path), f"{show(task.weights, 1000)} (of {origin})"
+            if real in owners:
                 raise OutputError(
-                    f"{show(path, 1000)} would be written by two: {show(other.weights, 1000)} and "
-                    f"{show(task.weights, 1000)}; name other outputs in a manifest, or give each "
-                    "source an --output-dir of its own"
+                    f"{show(path, 1000)} would be written by two: {told[real]} and {who}; name "
+                    "other outputs in a manifest, or give each source an --output-dir of its own"
                 )
+            owners[real], told[real] = task, who
     for path in (*others, *(path for task in tasks for path in input_addresses(task))):
         writer = owners.get(identity(path))
         if writer is not None:

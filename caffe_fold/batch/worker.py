@@ -20,16 +20,14 @@ from caffe_fold.batch import storage
 from caffe_fold.batch.ledger import Entry, entry_of, inputs_of
 from caffe_fold.batch.tasks import Task, require_inside
 from caffe_fold.errors import CaffeFoldError, InputError, OutputError, StrictError, show
+from caffe_fold.interrupts import STOPPING
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
     from caffe_fold.report import Report
 
-__all__ = ["STOPPING", "Outcome", "failed", "fold_and_end", "fold_task", "prepare"]
-
-STOPPING = (signal.SIGINT, signal.SIGTERM)
-"""The signals that stop a batch."""
+__all__ = ["Outcome", "failed", "fold_and_end", "fold_task", "prepare"]
 
 
 @dataclass(frozen=True)

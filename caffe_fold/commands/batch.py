@@ -36,7 +36,7 @@ Examples:
 \b
 Exit codes:
   0    each model is done, now or by an earlier run
-  1    a model failed; the others are done
+  1    a model failed, and the others are done; or --strict, and no file is of a pair
   2    bad usage or input; nothing was folded
   130  interrupted; what is done is recorded, and the same command goes on"""
 
@@ -92,12 +92,17 @@ def batch(
 
     if jobs is not None and scheduler is not None:
         raise click.UsageError("--jobs is for this machine; leave it out with --scheduler")
-    asked_for(click.get_current_context(), dict(options), options["verify"])
     found = find(sources, output, _absolute(options), _row_options(), checksum)
+    # Options of verify are for the rows that ask for it, too.
+    is_verified = options["verify"] or any(task.options["verify"] for task in found.tasks)
+    asked_for(click.get_current_context(), dict(options), is_verified)
     for skipped in found.skipped:
         say(f"skipped  {show(skipped.path, 1000)}: {skipped.reason}")
     if dry_run:
         return _print_plan(found)
+    if options["strict"] and not found.tasks:
+        say(f"error: --strict: nothing was folded; {len(found.skipped)} files are skipped")
+        return 1
     return _run(found, partial(_workers, jobs, scheduler), report, quiet)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from caffe_fold.commands.printing import print_report
+from caffe_fold.commands.printing import print_report, printing_to_reader
 
 __all__ = ["demo"]
 
@@ -27,6 +27,7 @@ def demo(folder: str) -> None:
         model, weights = write_demo(Path(folder))
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror}") from error
-    click.echo(f"made  {model}\nmade  {weights}\n")
-    click.echo(f"$ caffe-fold --model {model} --weights {weights}")
+    with printing_to_reader():
+        click.echo(f"made  {model}\nmade  {weights}\n")
+        click.echo(f"$ caffe-fold --model {model} --weights {weights}")
     print_report(fold_files(model, weights), as_json=False, quiet=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Any
 
 import click
@@ -21,7 +20,8 @@ Exit codes:
   1    a check failed; nothing was written
   2    bad usage or input; nothing was written
   3    --strict: written, but a BatchNorm is left
-  130  interrupted; nothing was written"""
+  4    written, but the report could not be printed
+  130  interrupted; the line says whether both files are written, or nothing"""
 
 EXAMPLES = f"""\b
 Examples:
@@ -58,8 +58,6 @@ Examples:
 @click.option("--quiet", is_flag=True, help="Print warnings and errors only.")
 def fold(verify: bool, strict: bool, as_json: bool, quiet: bool, **options: Any) -> None:
     """Fold one net. Runs also where no command is named."""
-    # One net makes no garbage to speak of, and looking for some takes a tenth of the time.
-    gc.disable()
     from caffe_fold.convert import fold as fold_files
 
     options["verify"] = asked_for(click.get_current_context(), options, verify)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from caffe_fold.errors import OutputError
-from caffe_fold.streams import silence
+from caffe_fold.errors import OutputError, ReportError
+from caffe_fold.streams import say, silence
 
 if TYPE_CHECKING:
     from caffe_fold.report import Report
@@ -19,9 +19,21 @@ __all__ = ["print_report", "printing_to_reader"]
 
 
 def print_report(report: Report, as_json: bool, quiet: bool) -> None:
-    """The report on standard output; its warnings on standard error."""
-    with printing_to_reader():
-        _print(report, as_json, quiet)
+    """The report on standard output; its warnings on standard error.
+
+    :raises ReportError: if it cannot be printed, and what it is of is written.
+    :raises OutputError: if it cannot be printed, and nothing is written.
+    """
+    try:
+        with printing_to_reader():
+            _print(report, as_json, quiet)
+    except OutputError as error:
+        if not report.written:
+            raise
+        from caffe_fold.writing.outputs import written
+
+        there = written(report.output_model, report.output_weights)
+        raise ReportError(f"{error}; {there}") from None
 
 
 @contextlib.contextmanager
@@ -47,6 +59,6 @@ def _print(report: Report, as_json: bool, quiet: bool) -> None:
         click.echo(json.dumps(report.to_dict(), indent=2))
         return
     for warning in report.warnings:
-        click.echo(f"{click.style('warning:', fg='yellow')} {warning.message}", err=True)
+        say(f"{click.style('warning:', fg='yellow')} {warning.message}")
     if not quiet:
         click.echo(report.to_text())

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from caffe_fold.commands.options import html_option
+from caffe_fold.commands.printing import printing_to_reader
 from caffe_fold.commands.verify_options import common_options, input_options
 from caffe_fold.errors import InputError, show
 
@@ -57,12 +58,13 @@ def verify(is_timed: bool, as_json: bool, quiet: bool, report: str | None, **opt
     if report is not None:
         options["skip"] = (*options["skip"], *_rescaled(report))
     result = verify_files(*paths, rounds=_ROUNDS if is_timed else 0, **options)
-    if as_json:
-        import json
+    with printing_to_reader():
+        if as_json:
+            import json
 
-        click.echo(json.dumps(result.to_dict(), indent=2))
-    elif not (quiet and result.passed):
-        click.echo(result.to_text(0 if quiet else 20))
+            click.echo(json.dumps(result.to_dict(), indent=2))
+        elif not (quiet and result.passed):
+            click.echo(result.to_text(0 if quiet else 20))
     return 0 if result.passed else 1
 
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from caffe_fold.errors import ExtraMissing, OutputError, Path, show
-from caffe_fold.writing.lock import locked
-from caffe_fold.writing.outputs import require_apart, require_place, temporary_file
+from caffe_fold.errors import ExtraMissing, OutputError, Path, show, writing
+from caffe_fold.writing.beside import Place, taken
+from caffe_fold.writing.outputs import is_same, require_apart, require_place
 
 if TYPE_CHECKING:
     from caffe_fold.page.page import Page
@@ -22,8 +22,7 @@ __all__ = ["PageTarget", "page_target"]
 class PageTarget:
     """The page's place, and the temporary file that ``commit`` renames to it."""
 
-    path: str
-    temporary: str
+    place: Place
 
     def write(self, page: Page) -> None:
         """Write the page, not yet under its name.
@@ -32,15 +31,15 @@ class PageTarget:
         """
         from caffe_fold.page.render import rendered
 
-        with _told(self.path):
+        with writing(self.place.path):
             data = rendered(page).encode("utf-8")
-            with open(self.temporary, "wb") as file:
+            with open(self.place.temporary, "wb") as file:
                 file.write(data)
 
     def commit(self) -> None:
         """Give the page its name."""
-        with _told(self.path):
-            os.replace(self.temporary, self.path)
+        with writing(self.place.path):
+            os.replace(self.place.temporary, self.place.path)
 
 
 @contextlib.contextmanager
@@ -52,17 +51,14 @@ def page_target(html: Path, others: Sequence[Path | None]) -> Iterator[PageTarge
     """
     _require_jinja()
     path = os.fspath(html)
-    with contextlib.ExitStack() as stack:
-        with _told(path):
-            _require_other(path, others)
-            require_place(path)
-            require_apart(path, others)
-            for other in others:
-                if other is not None:
-                    require_apart(os.fspath(other), (path,))
-            is_locked = stack.enter_context(locked(path))
-            temporary = stack.enter_context(temporary_file(path, is_locked))
-        yield PageTarget(path, temporary)
+    require_place(path)
+    _require_other(path, others)
+    require_apart(path, others)
+    for other in others:
+        if other is not None:
+            require_apart(os.fspath(other), (path,))
+    with taken(path) as place:
+        yield PageTarget(place)
 
 
 def _require_other(path: str, others: Sequence[Path | None]) -> None:
@@ -84,14 +80,4 @@ def _require_jinja() -> None:
 def _is_same(path: str, other: Path) -> bool:
     if os.path.normcase(os.path.realpath(path)) == os.path.normcase(os.path.realpath(other)):
         return True
-    return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
-
-
-@contextlib.contextmanager
-def _told(path: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{show(path, 1000)} cannot be written: {error.strerror}") from error
-    except ValueError as error:  # a zero byte in the name
-        raise OutputError(f"{show(path, 1000)} cannot be written: {error}") from error
+    return is_same(path, other)

@@ -31,7 +31,6 @@ from caffe_fold.report import Checked
 from caffe_fold.weights.caffemodel import Caffemodel
 from caffe_fold.weights_files import WeightsFile, opened_weights
 from caffe_fold.writing.folded_values import Blocked
-from caffe_fold.writing.lock import scratch_prefix
 from caffe_fold.writing.rewrite_caffemodel import rewrite_caffemodel
 
 __all__ = ["equalize_weights"]
@@ -46,13 +45,20 @@ _SHOWN_FACTOR = 1.005
 
 
 def equalize_weights(
-    graph: Graph, weights: str, kind: str, keep: Sequence[str], check: bool, threads: int | None
+    graph: Graph,
+    weights: str,
+    kind: str,
+    folder: str,
+    keep: Sequence[str],
+    check: bool,
+    threads: int | None,
 ) -> Equalized:
     """Equalise the weights of a net, in their place.
 
     :param graph: the net, whose prototxt stays as it is.
     :param weights: its weights, a file of this package's own making.
     :param kind: "binary" or "hdf5".
+    :param folder: where scratch files go, on the file system of the weights.
     :param keep: names of blobs that must keep their values.
     :param check: re-read what was written and compare it with what was there.
     :param threads: how many threads compute; None for one a core.
@@ -60,14 +66,11 @@ def equalize_weights(
         as they were.
     """
     kept = [graph.last[name] for name in keep]
-    folder, name = os.path.split(weights)
-    prefix = scratch_prefix(name)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder or os.curdir) as scratch:
-        target = os.path.join(scratch, name)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        target = os.path.join(scratch, "equalized")
         with opened_weights(weights, kind, graph, scratch) as file, file.open() as model:
             files = _Files(graph, model, file, target, threads)
-            plan = _written(files, kept)
-            checked = _prove(files, plan) if check and plan.chains else None
+            plan, checked = _written(files, kept, check)
         if plan.chains:
             os.replace(target, weights)
     return plan.result._replace(checked=checked)
@@ -91,8 +94,8 @@ class _Equalizing(NamedTuple):
     result: Equalized
 
 
-def _written(files: _Files, kept: Sequence[int]) -> _Equalizing:
-    """Plan and write; where computing shows that a layer's new weights do not fit their
+def _written(files: _Files, kept: Sequence[int], check: bool) -> tuple[_Equalizing, Checked | None]:
+    """Plan, write and prove; where computing shows that a layer's new weights do not fit their
     number type, plan anew without it. Each turn leaves one layer more, so this ends."""
     graph, model, file, target, threads = files
     blocked: dict[int, Refused] = {}
@@ -102,7 +105,7 @@ def _written(files: _Files, kept: Sequence[int]) -> _Equalizing:
             if plan.chains:
                 parts = list(rewrite_caffemodel(model, graph, plan.plan, _CHOICES))
                 file.write(model, parts, target, graph, threads)
-            return plan
+            return plan, _prove(files, plan) if check and plan.chains else None
         except Blocked as found:
             if found.layer_index in blocked:
                 raise CheckError(f"equalising does not settle: {found}") from found

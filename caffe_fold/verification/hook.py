@@ -15,7 +15,7 @@ from caffe_fold.nets.net import State
 from caffe_fold.verification.result import Verification
 from caffe_fold.verification.run import verify
 from caffe_fold.verification.session import UNPROVED
-from caffe_fold.writing.outputs import TemporaryPair
+from caffe_fold.writing.pair import TemporaryPair
 
 __all__ = ["require_verified"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 
 from caffe_fold.errors import OutputError, show
 
@@ -14,7 +15,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["hidden", "locked", "scratch_prefix"]
+__all__ = ["hidden", "locked", "require_own"]
 
 _NAME_LIMIT = 255
 # What a file system says that has no locks; some that are mounted over a network have none.
@@ -31,8 +32,9 @@ def locked(path: str, shown: str | None = None) -> Iterator[bool]:
 
     :raises OutputError: if another process has it.
     """
-    name = hidden(path, "lock")
-    descriptor = _taken(name, shown or path)
+    name, shown = hidden(path, "lock"), shown or path
+    require_own(name, shown, stat.S_ISREG)
+    descriptor = _taken(name, shown)
     try:
         yield descriptor is not None
     finally:
@@ -40,7 +42,8 @@ def locked(path: str, shown: str | None = None) -> Iterator[bool]:
             # First the name: who opens it from now on makes a file of their own.
             with contextlib.suppress(OSError):
                 os.unlink(name)
-            os.close(descriptor)
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
 
 
 def hidden(path: str, suffix: str) -> str:
@@ -54,13 +57,26 @@ def hidden(path: str, suffix: str) -> str:
     return os.path.join(folder, f".{name}.{suffix}")
 
 
-def scratch_prefix(temporary: str) -> str:
-    """How the names of an output's scratch folders begin, which end in eight characters: with
-    that of its temporary file, so that it is known whose they are."""
-    name = os.path.basename(temporary)
-    while len(os.fsencode(name)) + len("-12345678") > _NAME_LIMIT:
-        name = f".{name[2:]}"
-    return f"{name}-"
+def require_own(name: str, shown: str, *kinds: Callable[[int], bool]) -> None:
+    """Check that what has the name of a hidden file is, by its kind, one that a run left.
+
+    :raises OutputError: if it is not.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        mode = os.lstat(name).st_mode
+        if not any(is_kind(mode) for is_kind in kinds):
+            raise OutputError(
+                f"{show(shown, 1000)} cannot be written: {show(name, 1000)}, {_kind(mode)}, has "
+                "the name of what is made and removed meanwhile; move it away"
+            )
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISLNK(mode):
+        return "a link"
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    return "a file" if stat.S_ISREG(mode) else "a device or pipe"
 
 
 def _taken(name: str, shown: str) -> int | None:

@@ -1,25 +1,25 @@
-"""Writing two files as one: beside their final place, then renamed, the prototxt last.
-
-After an error nothing is left. After a kill there may be hidden files, which the next run
-onto the same outputs takes away, and there is the old pair, the new pair, or weights
-without a prototxt; never a prototxt beside weights that are not its own. Two runs onto one
-output would break that, so each holds the locks of its outputs.
-"""
+"""Where the results go, and what must not be there."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import threading
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Iterable
 
 from caffe_fold.errors import OutputError, Path, show
 from caffe_fold.named import NamedTuple
-from caffe_fold.writing.lock import hidden, locked
+from caffe_fold.writing.beside import SUFFIXES
+from caffe_fold.writing.lock import hidden
 
-__all__ = ["Outputs", "TemporaryPair", "require_place", "resolve_outputs", "temporary_file"]
-__all__ += ["require_apart", "temporary_pair"]
+__all__ = [
+    "Outputs",
+    "require_apart",
+    "require_ending",
+    "require_place",
+    "resolve_outputs",
+    "written",
+]
 
 
 class Outputs(NamedTuple):
@@ -45,7 +45,7 @@ def resolve_outputs(
         require_place(path)
         require_apart(path, (model, weights, *outputs))
         for given in (model, weights):
-            if os.path.exists(path) and os.path.samefile(path, given):
+            if is_same(path, given):
                 raise OutputError(
                     f"{show(path)} is an input; give another output path, since inputs are "
                     "never changed"
@@ -55,16 +55,38 @@ def resolve_outputs(
     return outputs
 
 
+def require_ending(kind: str, weights: Path, output: str) -> None:
+    """Raise OutputError where weights of a kind, "binary" or "hdf5", get a name by which Caffe
+    takes them for the other: it reads ``.h5`` as HDF5. An input that has such a name already
+    tells that it does not matter here."""
+    is_hdf5 = kind == "hdf5"
+    is_odd, was_odd = (os.fspath(path).endswith(".h5") != is_hdf5 for path in (output, weights))
+    if is_odd and not was_odd:
+        found, expected = ("HDF5", "ending in") if is_hdf5 else ("binary", "without")
+        raise OutputError(
+            f"{show(output, 1000)}: the weights are {found}, as {show(os.fspath(weights), 1000)} "
+            f"is, and Caffe tells by the name; give one {expected} .h5"
+        )
+
+
 def require_apart(path: str, others: Iterable[Path | None]) -> None:
     """Raise OutputError where another file of a run has the name of one that is written, and
     then removed, beside ``path``."""
-    taken = {_real(hidden(path, suffix)) for suffix in ("lock", "old", "tmp")}
+    taken = {_real(hidden(path, suffix)) for suffix in SUFFIXES}
     for other in others:
         if other is not None and _real(os.fspath(other)) in taken:
             raise OutputError(
                 f"{show(os.fspath(other), 1000)} has the name of a file that is made and removed "
                 f"while {show(path, 1000)} is written; give one of them another name"
             )
+
+
+def is_same(path: Path, other: Path) -> bool:
+    """Whether both are there and are one file."""
+    try:
+        return os.path.samefile(path, other)
+    except OSError:
+        return False
 
 
 def _beside(path: Path) -> str:
@@ -94,89 +116,14 @@ def require_place(path: str) -> None:
     folder = os.path.dirname(path) or os.curdir
     if not os.path.isdir(folder):
         raise OutputError(f"{shown} cannot be written: there is no folder {show(folder)}")
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise OutputError(f"{shown} is no regular file, and would be replaced; give another path")
+    # Asked once: another run may be about to replace it.
+    with contextlib.suppress(OSError):
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise OutputError(
+                f"{shown} is no regular file, and would be replaced; give another path"
+            )
 
 
-class TemporaryPair(NamedTuple):
-    """The two files while they are written and checked; ``commit`` renames them."""
-
-    outputs: Outputs
-    model: str
-    weights: str
-
-    def commit(self) -> None:
-        """Put both in place: the old prototxt goes, the weights come, the prototxt
-        comes."""
-        aside = hidden(self.outputs.model, "old")
-        with _uninterrupted():
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(self.outputs.model, aside)
-            try:
-                os.replace(self.weights, self.outputs.weights)
-            except BaseException:
-                with contextlib.suppress(FileNotFoundError):
-                    os.replace(aside, self.outputs.model)
-                raise
-            try:
-                os.replace(self.model, self.outputs.model)
-            except BaseException:
-                # Neither the new pair nor the old one is whole any more.
-                with contextlib.suppress(OSError):
-                    os.unlink(self.outputs.weights)
-                raise
-            finally:
-                with contextlib.suppress(OSError):
-                    os.unlink(aside)
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold back, until the end, what would break off the few calls in which a pair changes."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are handled in the main thread alone
-        return
-    held: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in handlers:
-        signal.signal(number, lambda number, _: held.append(number))
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        if held:
-            signal.raise_signal(held[0])
-
-
-@contextlib.contextmanager
-def temporary_pair(outputs: Outputs) -> Iterator[TemporaryPair]:
-    """Two new empty files beside the outputs, gone at the end if they are still there.
-
-    :raises OutputError: for whatever the system says against it.
-    """
-    try:
-        with contextlib.ExitStack() as stack:
-            # In one order for all runs, or two of them could refuse each other.
-            locks = {path: stack.enter_context(locked(path)) for path in sorted(outputs)}
-            made = [stack.enter_context(temporary_file(path, locks[path])) for path in outputs]
-            yield TemporaryPair(outputs, *made)
-    except OSError as error:
-        where = error.filename if isinstance(error.filename, str) else outputs.weights
-        raise OutputError(f"{show(where, 1000)} cannot be written: {error.strerror}") from error
-
-
-@contextlib.contextmanager
-def temporary_file(path: str, is_locked: bool) -> Iterator[str]:
-    """A new empty file beside an output, gone at the end if it still has its name. Not by
-    ``tempfile``, whose files are private: this one is to have the mode of any new file."""
-    name = hidden(path, "tmp" if is_locked else f"{os.urandom(6).hex()}.tmp")
-    for left in (name, hidden(path, "old")):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(left)  # of a run that was killed
-    os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    try:
-        yield name
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
+def written(model: str, weights: str) -> str:
+    """What is said of both outputs where something fails afterwards."""
+    return f"{show(model, 1000)} and {show(weights, 1000)} are written"

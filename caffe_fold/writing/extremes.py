@@ -1,0 +1,46 @@
+"""Numbers so far from 1 that float64, in which all is computed, cannot prove what is made of them.
+
+Float32 has none. Products of a few such numbers overflow, or lose their digits to underflow, in
+the original as in what stands for it, so that comparing the two says nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from caffe_fold.layers.affine_map import Array
+from caffe_fold.nets.net import Layer
+from caffe_fold.planning.facts import AffineLayer, LinearLayer
+from caffe_fold.weights.caffemodel import Caffemodel
+from caffe_fold.writing.arithmetic import blocks
+from caffe_fold.writing.folded_values import Blocked
+
+__all__ = ["has_extremes", "linear_has_extremes", "unproved"]
+
+# Six of them multiplied, as in a fold from both sides, stay within float64.
+_LARGE = 1e50
+
+
+def has_extremes(layer: AffineLayer) -> bool:
+    """Whether an affine layer holds such numbers."""
+    return any(map(_extreme, (*layer.constants.blobs, layer.map.scale, layer.map.shift)))
+
+
+def linear_has_extremes(layer: LinearLayer, model: Caffemodel) -> bool:
+    """Whether a linear layer's weights or bias hold such numbers."""
+    for row, rows, col, cols in blocks(layer.layout):
+        start = row * layer.layout.cols + col
+        if _extreme(model.block(layer.weight, start, start + rows * cols)):
+            return True
+    return layer.bias is not None and _extreme(model.vector(layer.bias))
+
+
+def unproved(layer: Layer) -> Blocked:
+    """The refusal of such a layer's fold."""
+    why = "numbers that go into them are too large or too small for float64 to prove them"
+    return Blocked(layer, "precision", why)
+
+
+def _extreme(values: Array) -> bool:
+    size = np.abs(values[values != 0])
+    return not ((size < _LARGE) & (size > 1 / _LARGE)).all()

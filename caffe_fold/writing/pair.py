@@ -1,0 +1,110 @@
+"""Two files as one: written beside their final places, then renamed, the prototxt last.
+
+After a kill there is the old pair, the new pair, or weights without a prototxt; never a prototxt
+beside weights that are not its own. Two runs onto one output would break that, so each holds the
+locks of its outputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from caffe_fold.errors import OutputError, show, writing
+from caffe_fold.interrupts import done, uninterrupted
+from caffe_fold.named import NamedTuple
+from caffe_fold.writing.beside import Place, taken
+from caffe_fold.writing.outputs import Outputs, written
+
+__all__ = ["TemporaryPair", "temporary_pair"]
+
+
+class TemporaryPair(NamedTuple):
+    """The two files while they are written and checked; ``commit`` renames them."""
+
+    outputs: Outputs
+    places: tuple[Place, Place]
+
+    @property
+    def model(self) -> str:
+        """The new prototxt's path until then."""
+        return self.places[0].temporary
+
+    @property
+    def weights(self) -> str:
+        """The new weights' path until then."""
+        return self.places[1].temporary
+
+    @property
+    def scratch(self) -> str:
+        """A folder on the file system of the weights, for files that are of use meanwhile."""
+        folder = self.places[1].scratch
+        with writing(self.outputs.weights):
+            os.makedirs(folder, 0o700, exist_ok=True)
+        return folder
+
+    def commit(self, page: Place | None = None) -> None:
+        """Put both in place, and with them a page.
+
+        :raises OutputError: if the system does not let one; what was there before is there
+            again, if the file system has hard links.
+        """
+        with uninterrupted():
+            try:
+                self._put_in_place(page)
+                done(written(*self.outputs))
+            except BaseException:
+                self._restore()
+                raise
+            finally:
+                for place in self.places:
+                    with contextlib.suppress(OSError):
+                        os.unlink(place.aside)
+
+    def _put_in_place(self, page: Place | None) -> None:
+        """First the old prototxt goes, and last the new one comes: a kill in between leaves
+        weights alone. The old weights stay in place until the new ones take it."""
+        model, weights = self.places
+        with writing(model.path), contextlib.suppress(FileNotFoundError):
+            os.replace(model.path, model.aside)
+        with contextlib.suppress(OSError, NotImplementedError):  # none there, or no hard links
+            os.link(weights.path, weights.aside, follow_symlinks=False)
+        for place in (weights, model, *([page] if page else [])):
+            with writing(place.path):
+                os.replace(place.temporary, place.path)
+
+    def _restore(self) -> None:
+        """Back to what was there, the other way round; no step is taken after one that fails.
+        A temporary file that is there was not renamed."""
+        model, weights = self.places
+        with contextlib.suppress(OSError):
+            if not os.path.lexists(model.temporary):
+                os.unlink(model.path)
+            if not os.path.lexists(weights.temporary):
+                if os.path.lexists(weights.aside):
+                    os.replace(weights.aside, weights.path)
+                else:
+                    os.unlink(weights.path)
+            os.replace(model.aside, model.path)
+
+
+@contextlib.contextmanager
+def temporary_pair(outputs: Outputs) -> Iterator[TemporaryPair]:
+    """Two new empty files beside the outputs, gone at the end if they are still there.
+
+    :raises OutputError: for whatever the system says against it.
+    """
+    pair = None
+    try:
+        with contextlib.ExitStack() as stack:
+            # In one order for all runs, or two of them could refuse each other.
+            places = {path: stack.enter_context(taken(path)) for path in sorted(outputs)}
+            pair = TemporaryPair(outputs, (places[outputs.model], places[outputs.weights]))
+            yield pair
+    except OSError as error:
+        where = error.filename if isinstance(error.filename, str) else outputs.weights
+        for place in pair.places if pair else ():
+            if where in (place.temporary, place.aside, place.scratch):
+                where = place.path
+        raise OutputError(f"{show(where, 1000)} cannot be written: {error.strerror}") from error
