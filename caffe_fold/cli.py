@@ -9,13 +9,16 @@ import importlib
 import os
 import signal
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from caffe_fold._version import __version__
 from caffe_fold.errors import CaffeFoldError, show
 from caffe_fold.streams import fill, silence
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 __all__ = ["main"]
 
@@ -47,6 +50,16 @@ class _LazyGroup(click.Group):
         if args and args[0] not in _HOMES and args[0] not in ("--help", "--version"):
             args = [self.default, *args]
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Where a command can stand, the options of the default one can, too."""
+        found = super().shell_complete(ctx, incomplete)
+        default = self.get_command(ctx, self.default)
+        if default is not None:
+            own = {item.value for item in found}
+            items = default.shell_complete(ctx, incomplete)
+            found += [item for item in items if item.value not in own]
+        return found
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_options(ctx, formatter)
