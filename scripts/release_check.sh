@@ -7,7 +7,7 @@
 #
 # Needs the package index, git, and a Python with the dev extra: PYTHON, or else that of .venv, or
 # python3. Pythons are looked for under pyenv and on the PATH; one that is not there is said, and
-# so is one for which the oldest NumPy has no wheel. Exits with 1 if a check failed.
+# so is one for which an oldest release has no wheel. Exits with 1 if a check failed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/pythons.sh
@@ -168,12 +168,12 @@ complete_in_bash() {
   _CAFFE_FOLD_COMPLETE=bash_complete COMP_WORDS=$1 COMP_CWORD=$2 caffe-fold
 }
 
-# Whether each requirement has a wheel for the Python $1.
-have_wheels() {
+# Prints what pip misses where a requirement has no wheel for the Python $1; fails if there are all.
+missing_wheel() {
   local python=$1
   shift
-  "$python" -m pip download --quiet --no-deps --only-binary :all: --dest "$work/wheels" "$@" \
-    >"$work/wheels.log" 2>&1
+  ! "$python" -m pip download --quiet --no-deps --only-binary :all: --dest "$work/wheels" "$@" \
+    >"$work/wheels.log" 2>&1 && grep -o 'No matching distribution .*' "$work/wheels.log"
 }
 
 # ---- The run ----
@@ -200,10 +200,10 @@ for each in $(supported_pythons); do
     skip "Python $each" 'it is not here'
     continue
   fi
-  if have_wheels "$found" "${oldest[@]}"; then
-    step "Python $each, oldest dependencies" try_install "$work/$each-old" "$found" "${oldest[@]}"
+  if why=$(missing_wheel "$found" "${oldest[@]}"); then
+    skip "Python $each, oldest dependencies" "$why"
   else
-    skip "Python $each, oldest dependencies" "$(tail -n 1 "$work/wheels.log")"
+    step "Python $each, oldest dependencies" try_install "$work/$each-old" "$found" "${oldest[@]}"
   fi
   step "Python $each, newest dependencies" try_install "$work/$each-new" "$found"
 done
