@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import ast
-import importlib
+import os
 import re
-import runpy
-from collections.abc import Iterator
+import shutil
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any, Callable
 
-import pytest
-from support import blobspecs, registry
-
-from caffe_fold.layers.affine import AFFINE
-from caffe_fold.layers.linear import LINEAR
+from support.command import unwatched
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "caffe_fold"
@@ -60,58 +55,35 @@ def test_files_that_the_text_names_are_there() -> None:
 
 # ---- The examples ----
 
-
-class Example:
-    """One example's blocks, by the files that their first lines name."""
-
-    def __init__(self, title: str) -> None:
-        block = r"^```python\n# (\S+)\n(.*?)^```$"
-        blocks = re.findall(block, section(title), re.DOTALL | re.MULTILINE)
-        self.tests = {path: code for path, code in blocks if path.startswith("tests/test_")}
-        self.code = [(path, code) for path, code in blocks if path not in self.tests]
-
-    def install(self) -> None:
-        """Run what is not a test, each block as at the end of its file."""
-        for path, code in self.code:
-            module = importlib.import_module(path.replace("tests/", "").replace("/", ".")[:-3])
-            exec(compile(code, path, "exec"), {**vars(module)})
+BLOCK = re.compile(r"^```python\n# (\S+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
-EXAMPLES = {title: Example(title) for title in ("### An affine one", "### A linear one")}
-TESTS = [
-    pytest.param(title, path, node.name, id=node.name)
-    for title, example in EXAMPLES.items()
-    for path, code in example.tests.items()
-    for node in ast.parse(code).body
-    if isinstance(node, ast.FunctionDef)
-]
-
-
-@pytest.fixture
-def tables() -> Iterator[None]:
-    """What an example adds to the tables is gone behind the test."""
-    importlib.import_module("folding")  # fills the table of types that the judge runs
-    known: list[dict[str, Any]] = [AFFINE, LINEAR, blobspecs._SPECS, registry.FORWARD]
-    kept = [dict(table) for table in known]
-    yield
-    for table, old in zip(known, kept):
-        table.clear()
-        table.update(old)
-
-
-@pytest.mark.usefixtures("tables")
-@pytest.mark.parametrize(("title", "path", "name"), TESTS)
-def test_the_example(title: str, path: str, name: str, tmp_path: Path) -> None:
-    EXAMPLES[title].install()
-    file = tmp_path / Path(path).name
-    file.write_text(EXAMPLES[title].tests[path], encoding="utf-8")
-    test: Callable[[Path], None] = runpy.run_path(str(file))[name]
-    test(tmp_path)
+def test_the_examples_run(tmp_path: Path) -> None:
+    """In a copy of the project, each block at the end of the file that its first line names."""
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("caffe_fold", "tests/support"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore)
+    shutil.copy(ROOT / "tests" / "folding.py", tmp_path / "tests")
+    tests = []
+    for name, code in BLOCK.findall(TEXT):
+        file = tmp_path / name
+        assert file.exists() != name.startswith("tests/test_"), name
+        with file.open("a", encoding="utf-8") as end:
+            end.write(f"\n\n{code}")
+        tests += re.findall(r"^def (test_\w+)", code, re.MULTILINE)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"],
+        cwd=tmp_path,
+        env={**unwatched(), "PYTHONPATH": os.pathsep.join(["", "tests"])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(tests)} passed" in done.stdout
+    assert len(tests) >= 3
 
 
 def test_the_examples_say_where_the_code_goes() -> None:
     """A block whose first line names no file would not be run at all."""
-    blocks = re.findall(r"^```python\n(.*)$", TEXT, re.MULTILINE)
-    counted = sum(len(example.code) + len(example.tests) for example in EXAMPLES.values())
-    assert counted == len(blocks) >= 8
-    assert len(TESTS) >= 3
+    blocks = re.findall(r"^```python$", TEXT, re.MULTILINE)
+    assert len(BLOCK.findall(TEXT)) == len(blocks) >= 8

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.command import unwatched
 from support.nets import Net
 
 import caffe_fold
@@ -236,11 +237,6 @@ def test_file_systems_without_locks_are_written_to(folder: Path, monkeypatch: An
     monkeypatch.setattr(fcntl, "flock", refuse)
     assert None not in folded(folder)
     assert [path.name for path in folder.glob(".*")] == []
-
-
-def unwatched() -> dict[str, str]:
-    """The environment of a process whose coverage is not measured: that writes files, too."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
 
 
 def test_a_disk_that_is_full(folder: Path) -> None:
