@@ -1,4 +1,5 @@
-"""CONTRIBUTING.md: its examples run as they stand there, and what it names is there."""
+"""CONTRIBUTING.md: its examples run as they stand there, and what it names is there; and the
+changelog has the version."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ import sys
 from pathlib import Path
 
 from support.command import unwatched
+
+from caffe_fold import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "caffe_fold"
@@ -51,6 +54,19 @@ def test_files_that_the_text_names_are_there() -> None:
     assert len(table) >= 5
     named += [f"caffe_fold/{name}" for name in table]
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_changelog_has_the_version() -> None:
+    """As a section with its date, or as what the unreleased becomes; the newest stands first."""
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    sections = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    heads = [section.partition("\n")[0] for section in sections]
+    dated = [re.fullmatch(r"\[(\d+)\.(\d+)\.(\d+)\] - \d{4}-\d\d-\d\d", head) for head in heads]
+    assert all(match or head == "[Unreleased]" for match, head in zip(dated, heads)), heads
+    versions = [tuple(map(int, match.groups())) for match in dated if match]
+    assert versions == sorted(set(versions), reverse=True)
+    is_dated = any(head.startswith(f"[{__version__}] - ") for head in heads)
+    assert is_dated or f"Becomes {__version__}," in sections[0]
 
 
 # ---- The examples ----
