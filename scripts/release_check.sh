@@ -26,6 +26,7 @@ failed=0 report=()
 
 # What a developer's shell may have set would not be there on another machine.
 unset PYTHONPATH VIRTUAL_ENV
+umask 022
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 # Both formats hold times; these are the commit's.
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
@@ -85,8 +86,9 @@ build() {
   build_both "$work/source" "$work/dist"
 }
 
-# From another folder, on another day.
+# From another folder, on another day, elsewhere.
 build_again() {
+  export TZ=Pacific/Auckland
   export_commit "$work/elsewhere/tree"
   find "$work/elsewhere/tree" -exec touch -d '2001-02-03' {} +
   build_both "$work/elsewhere/tree" "$work/again"
