@@ -28,8 +28,9 @@ failed=0 report=()
 unset PYTHONPATH VIRTUAL_ENV
 umask 022
 export PIP_DISABLE_PIP_VERSION_CHECK=1
+commit=$(git rev-parse HEAD)
 # Both formats hold times; these are the commit's.
-SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
+SOURCE_DATE_EPOCH=$(git log -1 --format=%ct "$commit")
 export SOURCE_DATE_EPOCH
 
 # step NAME COMMAND...: runs a command and notes how it went; prints what it said if it failed. The
@@ -57,7 +58,7 @@ skip() {
 # ---- Building ----
 
 # The tree of the last commit in the new folder $1, whatever lies about here.
-export_commit() { mkdir -p "$1" && git -c tar.umask=0022 archive HEAD | tar -x -C "$1"; }
+export_commit() { mkdir -p "$1" && git -c tar.umask=0022 archive "$commit" | tar -x -C "$1"; }
 
 # build_both SOURCE TO: an sdist and a wheel of the tree SOURCE. setuptools puts the times, owners and
 # order of its own files into an sdist, so it is packed anew.
@@ -109,7 +110,7 @@ build_from_sdist() {
 wheel_holds_the_package() {
   "$python" -c 'import sys, zipfile; print(*zipfile.ZipFile(sys.argv[1]).namelist(), sep="\n")' \
     "$work"/dist/*.whl | sort >"$work/held"
-  diff <(git ls-tree -r --name-only HEAD caffe_fold | sort) \
+  diff <(git ls-tree -r --name-only "$commit" caffe_fold | sort) \
     <(grep -v '^caffe_fold-[^/]*\.dist-info/' "$work/held")
   for name in caffe_fold/py.typed caffe_fold/caffe_pb2.pyi caffe_fold/page/page.{css,js,html.j2} \
     '.*\.dist-info/licenses/LICENSE' '.*\.dist-info/licenses/caffe_fold/page/vendor/dagre-LICENSE'; do
@@ -119,7 +120,7 @@ wheel_holds_the_package() {
 
 # All that git knows is in the sdist: tests, proto, scripts, docs and the texts.
 sdist_holds_the_repository() {
-  diff <(git ls-tree -r --name-only HEAD | sort) \
+  diff <(git ls-tree -r --name-only "$commit" | sort) \
     <(tar -tf "$work"/dist/*.tar.gz | grep -v '/$' | sed 's|^[^/]*/||' |
       grep -vE '^(PKG-INFO|setup\.cfg|caffe_fold\.egg-info/.*)$' | sort)
 }
@@ -210,7 +211,7 @@ for each in $(supported_pythons); do
   step "Python $each, newest dependencies" try_install "$work/$each-new" "$found"
 done
 
-printf '\n==> release check of %s, %s (%s s)\n' "$version" "$(git log -1 --format=%h)" "$SECONDS"
+printf '\n==> release check of %s, %s (%s s)\n' "$version" "${commit:0:7}" "$SECONDS"
 printf '%s\n' "${report[@]}"
 if ((failed)); then
   echo "$failed failed"
