@@ -13,8 +13,6 @@ from caffe_fold._version import __version__
 # Not that of typing: to import it takes longer than all that is done here.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from caffe_fold.arrays import fold_weights as fold_weights
     from caffe_fold.convert import fold as fold
     from caffe_fold.errors import CaffeFoldError as CaffeFoldError
@@ -54,12 +52,14 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 
-def __getattr__(name: str) -> "Any":
-    if name not in _HOMES:
-        raise AttributeError(f"module 'caffe_fold' has no attribute {name!r}")
-    import importlib
+if not TYPE_CHECKING:  # to whom a module with a __getattr__ has every name
 
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'caffe_fold' has no attribute {name!r}")
+        import importlib
+
+        return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

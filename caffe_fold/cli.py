@@ -9,7 +9,7 @@ import gc
 import importlib
 import os
 import sys
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -17,6 +17,9 @@ from caffe_fold import interrupts
 from caffe_fold._version import __version__
 from caffe_fold.errors import CaffeFoldError, Interrupted, show
 from caffe_fold.streams import fill, silence
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 __all__ = ["main"]
 
@@ -60,6 +63,16 @@ class _LazyGroup(click.Group):
                 raise
             # Modules in C make other errors of one that comes while they are imported.
             raise Interrupted("interrupted; nothing was written") from error
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Where a command can stand, the options of the default one can, too."""
+        found = super().shell_complete(ctx, incomplete)
+        default = self.get_command(ctx, self.default)
+        if default is not None:
+            own = {item.value for item in found}
+            items = default.shell_complete(ctx, incomplete)
+            found += [item for item in items if item.value not in own]
+        return found
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_options(ctx, formatter)

@@ -176,4 +176,4 @@ def test_the_names_of_the_package_are_there() -> None:
     for name in caffe_fold.__all__:
         assert getattr(caffe_fold, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = caffe_fold.nothing
+        _ = caffe_fold.nothing  # type: ignore[attr-defined]

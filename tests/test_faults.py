@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.command import unwatched
 from support.nets import Net
 
 import caffe_fold
@@ -314,7 +315,7 @@ def test_a_disk_that_is_full(folder: Path) -> None:
             cwd=folder,
             capture_output=True,
             text=True,
-            env={**os.environ, "PYTHONPATH": root, "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**unwatched(), "PYTHONPATH": root, "PYTHONDONTWRITEBYTECODE": "1"},
             check=False,
         )
         assert run.returncode == 2, run.stderr

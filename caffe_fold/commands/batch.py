@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable
 import click
 
 from caffe_fold.commands.fold_options import fold_options
+from caffe_fold.commands.options import a_file, a_folder
 from caffe_fold.commands.printing import printing_to_reader
 from caffe_fold.commands.verify_options import asked_for
 from caffe_fold.errors import OutputError, show
@@ -42,11 +43,12 @@ Exit codes:
 
 
 @click.command(epilog=_EXAMPLES)
-@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
+@click.argument("sources", shell_complete=a_file, metavar="SOURCE...", nargs=-1, required=True)
 @click.option(
     "--output-dir",
     "output",
     required=True,
+    shell_complete=a_folder,
     metavar="DIR",
     help="Where the folded nets go, in the folders of their sources; made if it is not there.",
 )
@@ -57,7 +59,12 @@ Exit codes:
     help="How many processes.  [default: the cores]",
 )
 @click.option("--scheduler", metavar="ADDRESS", help="Fold on a Dask cluster, as tcp://host:8786.")
-@click.option("--report", metavar="FILE", help="Write the reports to it, as JSON lines.")
+@click.option(
+    "--report",
+    shell_complete=a_file,
+    metavar="FILE",
+    help="Write the reports to it, as JSON lines.",
+)
 @click.option(
     "--checksum",
     is_flag=True,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
+from caffe_fold.commands.options import a_folder
 from caffe_fold.commands.printing import print_report, printing_to_reader
 
 __all__ = ["demo"]
 
 
 @click.command()
-@click.argument("folder", metavar="[DIR]", default="caffe-fold-demo")
+@click.argument("folder", shell_complete=a_folder, metavar="[DIR]", default="caffe-fold-demo")
 def demo(folder: str) -> None:
     """Make a MobileNet-SSD with random weights in DIR, fold it, and report.
 

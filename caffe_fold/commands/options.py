@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
 import click
 
 from caffe_fold.errors import show
 
-__all__ = ["Command", "each", "html_option", "shapes"]
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+__all__ = ["Command", "a_file", "a_folder", "each", "html_option", "shapes"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def a_file(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """For an option that takes a file: the shell completes its name. The type click.Path does, too,
+    but looks at the file, and refuses it in words of its own."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="file")]
+
+
+def a_folder(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """For an option that takes a folder."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="dir")]
 
 
 def shapes(
@@ -38,6 +56,7 @@ def each(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
 
 html_option = click.option(
     "--html",
+    shell_complete=a_file,
     metavar="FILE",
     help="Write a page that shows the net, its folds, and how ready it is for int8.",
 )

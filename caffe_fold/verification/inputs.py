@@ -223,7 +223,9 @@ def _fitted(shown: str, name: str, array: NDArray[Any], shape: Shape, wanted: Wa
         raise InputError(
             f"{shown}: '{show(name)}' has the shape {array.shape}; the net's input has {shape}"
         )
-    return _prepared(array.astype(np.float32), wanted.mean, wanted.scale)
+    with np.errstate(over="ignore"):  # which is then told
+        array = array.astype(np.float32)
+    return _prepared(array, wanted.mean, wanted.scale)
 
 
 def _image(source: str, shape: Shape, wanted: Wanted) -> Array:

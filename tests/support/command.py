@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -46,3 +47,8 @@ def caller(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         return Outcome(caught.value.code, *capsys.readouterr())
 
     return run_main
+
+
+def unwatched() -> dict[str, str]:
+    """The environment of a process whose coverage is not measured: that writes files, too."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
