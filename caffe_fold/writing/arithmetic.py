@@ -37,13 +37,15 @@ class Folding(NamedTuple):
 
     def weights(self, block: Array, row: int, col: int) -> Array:
         """W' of a block of W, float64 of the same shape, in its place."""
-        before = np.setbufsize(_BUFFER)
-        with np.errstate(all="ignore"):  # what is not finite is refused where it is rounded
-            if self.before is not None:
-                block *= self._inputs(self.before.scale, block, row, col)
-            if self.behind is not None:
-                block *= self._outputs(self.behind.scale, block, row, col)
-        np.setbufsize(before)
+        usual = np.setbufsize(_BUFFER)
+        try:
+            with np.errstate(all="ignore"):  # what is not finite is refused where it is rounded
+                if self.before is not None:
+                    block *= self._inputs(self.before.scale, block, row, col)
+                if self.behind is not None:
+                    block *= self._outputs(self.behind.scale, block, row, col)
+        finally:
+            np.setbufsize(usual)
         return block
 
     def add_shift_sums(self, sums: Array, block: Array, row: int, col: int) -> None:
