@@ -11,7 +11,8 @@ For each net, in turn and several times over, with a warm cache:
 
 The wall time, the CPU time (user and system) and the peak resident memory of each process
 are printed as medians, with the ratios and their targets. How the cost grows with the size
-is a straight line through nets of 1 MB to 2 GB, all of whose weights are folded.
+is a straight line through nets of 1 MB to 2 GB, all of whose weights are folded. Batches are
+measured by bench_batch.py, which ``--batch`` runs.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from typing import Any, NoReturn, Union
 
 # Nothing large may be imported here: the peak memory of a process counts that of the one that
 # it was forked from.
+import bench_batch
 import bench_nets
 from bench_report import Measured, Run, fit_table, fits, ratios, tables
 
@@ -258,10 +260,16 @@ def bench(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     lines = fits(fitted) if fitted else {}
     if fitted:
         print(fit_table(lines, fitted))
+    batch = {}
+    if given.batch:  # last, since it imports NumPy
+        progress("batches")
+        batch = bench_batch.batches(scratch, 1, given.rounds)
+        print(bench_batch.table(batch))
     return {
         "machine": about,
         "rounds": given.rounds,
         "nets": [_json(net) for net in nets],
+        "batch": batch,
         "fit": {
             "nets": [_json(net) for net in fitted],
             **{key: {name: asdict(line) for name, line in of.items()} for key, of in lines.items()},
@@ -282,6 +290,7 @@ def parsed() -> argparse.Namespace:
     add("--nets", nargs="*", choices=NETS, default=NETS, metavar="NET", help=", ".join(NETS))
     add("--rounds", type=int, default=5, metavar="N", help="that count; 5 by default")
     add("--no-fit", action="store_true", help="without the nets of 1 MB to 2 GB")
+    add("--batch", action="store_true", help="batches as well, as bench_batch.py does; 5 GB")
     add("--folder", type=Path, help="where the nets are made and kept; default: a temporary one")
     add("--json", type=Path, metavar="FILE", help="all runs, medians and ratios, for programs")
     add("--open-nsfw", type=Path, default=OPEN_NSFW, metavar="DIR", help="where open_nsfw is")
