@@ -36,7 +36,8 @@ from caffe_fold.verification.opencv import OpenCV
 from caffe_fold.verification.shapes import Shape
 from caffe_fold.verification.sides import Files, Side, open_side
 from caffe_fold.verification.text import Draft, standard_type, write_draft
-from caffe_fold.weights.caffemodel import Blob, Caffemodel
+from caffe_fold.weights.blob import Blob
+from caffe_fold.weights.caffemodel import Caffemodel
 
 Array = NDArray[np.float32]
 

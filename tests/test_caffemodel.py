@@ -18,7 +18,8 @@ from support.weights import read_blob
 
 from caffe_fold import caffe_pb2
 from caffe_fold.errors import CaffemodelError
-from caffe_fold.weights.caffemodel import Blob, Caffemodel, Form, Storage
+from caffe_fold.weights.blob import Blob, Form, Storage
+from caffe_fold.weights.caffemodel import Caffemodel
 from caffe_fold.weights.wire import length_field, tag_bytes, varint_bytes
 
 QUICK = settings(

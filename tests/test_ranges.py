@@ -12,8 +12,9 @@ from caffe_fold.nets.graph import build
 from caffe_fold.nets.net import State, read_net
 from caffe_fold.nets.prototxt import parse
 from caffe_fold.planning.facts import Facts
-from caffe_fold.quantization.ranges import output_ranges
+from caffe_fold.quantization.readiness import keep_largest
 from caffe_fold.weights.caffemodel import Caffemodel
+from caffe_fold.writing.arithmetic import blocks
 
 
 @pytest.mark.parametrize("kind", ["conv", "grouped", "deconv", "inner", "transposed"])
@@ -34,5 +35,10 @@ def test_the_largest_weight_of_each_output_channel(kind: str, tmp_path: Path) ->
     graph = build(read_net(parse(prototxt.read_bytes(), "net")), State("TEST", 0, frozenset()))
     with Caffemodel.open(caffemodel) as model:
         at = [layer.name for layer in graph.layers].index("layer")
-        found = output_ranges(model, Facts(graph, model).linear(at))
+        layer = Facts(graph, model).linear(at)
+        layout, found = layer.layout, np.zeros(layer.layout.outputs)
+        for row, rows, col, cols in blocks(layout, 40):
+            start = row * layout.cols + col
+            values = model.values(layer.weight, start, start + rows * cols)
+            keep_largest(found, layout, np.abs(values).reshape(rows, cols), row, col)
     np.testing.assert_array_equal(found, expected.astype(np.float32))

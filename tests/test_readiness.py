@@ -14,7 +14,7 @@ from support.nets import Net
 from support.weights import read_weights
 
 import caffe_fold
-from caffe_fold.quantization import ranges, readiness
+from caffe_fold.quantization import readiness
 from caffe_fold.quantization.readiness import LayerReadiness
 from caffe_fold.writing import arithmetic
 
@@ -72,7 +72,7 @@ def folded(folder: Path) -> tuple[NDArray[Any], NDArray[Any]]:
 def test_it_measures_what_the_fold_writes(
     kind: str, side: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (arithmetic, readiness, ranges):  # blocks of a few weights
+    for module in (arithmetic, readiness):  # blocks of a few weights
         monkeypatch.setattr(module, "blocks", lambda layout: arithmetic_blocks(layout, 11))
     net = net_of(kind, side)
     layer = measured(net, tmp_path)

@@ -11,7 +11,8 @@ from support.nets import Net
 from support.wire import BlobFormat, number, run
 
 from caffe_fold import caffe_pb2, fold
-from caffe_fold.weights.caffemodel import Caffemodel, Form, Storage
+from caffe_fold.weights.blob import Form, Storage
+from caffe_fold.weights.caffemodel import Caffemodel
 
 HEAD = 'name: "n"\ninput: "data"\ninput_shape { dim: 1 dim: 1 dim: 4 dim: 4 }\n'
 

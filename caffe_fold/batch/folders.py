@@ -12,6 +12,7 @@ from caffe_fold.batch import storage
 from caffe_fold.batch.ledger import LEDGER, outputs_of
 from caffe_fold.batch.pairing import FOLDED, is_prototxt, is_weights, pair_up, stem
 from caffe_fold.errors import CaffeFoldError, InputError, show
+from caffe_fold.writing.outputs import is_same
 
 __all__ = ["Item", "Pair", "Skipped", "Unpaired", "pairs_in"]
 
@@ -82,7 +83,7 @@ def _below(source: str, output: str) -> Iterator[Item]:
             if os.path.islink(path):
                 folders.remove(name)
                 yield Skipped(path, "it is a link to a folder; name its target as a source")
-            elif _is_same(path, output):
+            elif is_same(path, output):
                 folders.remove(name)
         if LEDGER in names:
             made.update(os.path.realpath(path) for path in outputs_of(folder))
@@ -175,13 +176,6 @@ def _unreadable(path: str) -> str:
             return "it is a link that leads to nothing"
         return f"it cannot be read: {error.strerror}"
     return "" if stat.S_ISREG(mode) else "it is no regular file"
-
-
-def _is_same(one: str, other: str) -> bool:
-    try:
-        return os.path.samefile(one, other)
-    except OSError:
-        return False
 
 
 def _kind(address: str) -> str:

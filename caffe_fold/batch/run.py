@@ -18,6 +18,7 @@ from caffe_fold.batch.tasks import Task, identity, plan
 from caffe_fold.errors import InputError, Interrupted, OutputError, show
 from caffe_fold.streams import say
 from caffe_fold.threads import cores
+from caffe_fold.writing.outputs import is_same
 
 __all__ = ["Batch", "Result", "find", "run", "split"]
 
@@ -239,12 +240,5 @@ def _require_other(path: str, batch: Batch) -> None:
     own = (storage.join(batch.output, name) for name in ledger.OWN_FILES)
     real = identity(path)
     for name in (*batch.others, *own, *inputs, *outputs):
-        if identity(name) == real or _is_same(name, path):
+        if identity(name) == real or is_same(name, path):
             raise OutputError(f"{show(path, 1000)} is a file of the batch; give another --report")
-
-
-def _is_same(one: str, other: str) -> bool:
-    try:
-        return os.path.samefile(one, other)
-    except (OSError, ValueError):
-        return False

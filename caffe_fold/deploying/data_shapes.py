@@ -18,7 +18,8 @@ from caffe_fold.named import NamedTuple
 from caffe_fold.nets.graph import Graph
 from caffe_fold.nets.net import Layer
 from caffe_fold.nets.prototxt import Document, Field
-from caffe_fold.weights.caffemodel import Blob, Caffemodel
+from caffe_fold.weights.blob import Blob
+from caffe_fold.weights.caffemodel import Caffemodel
 
 __all__ = ["DataTop", "shape_of"]
 

@@ -21,7 +21,8 @@ from caffe_fold.layers.affine import AFFINE
 from caffe_fold.layers.linear import LINEAR
 from caffe_fold.nets.graph import Graph
 from caffe_fold.nets.net import Layer
-from caffe_fold.weights.caffemodel import Array, Blob, Caffemodel, Entry, Form, Run, Storage
+from caffe_fold.weights.blob import Blob, Form, Run, Storage
+from caffe_fold.weights.caffemodel import Array, Caffemodel, Entry
 from caffe_fold.weights.wire import Source
 
 __all__ = ["StandIn", "blob_shapes", "stand_in"]

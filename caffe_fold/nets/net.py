@@ -8,20 +8,20 @@ and enums are Caffe's.
 
 from __future__ import annotations
 
-import functools
 import re
-from typing import TYPE_CHECKING, Any, Callable, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from caffe_fold.errors import InputError, show
 from caffe_fold.named import NamedTuple
-from caffe_fold.nets.prototxt import Document, Field, literals, string_value
+from caffe_fold.nets.messages import Parsed, canonical, from_text, parsed_message
+from caffe_fold.nets.prototxt import Document, Field, string_value
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     M = TypeVar("M", bound=Message)
 
-__all__ = ["Layer", "Net", "Parsed", "State", "read_net", "selected"]
+__all__ = ["Layer", "Net", "State", "read_net", "selected"]
 
 # UpgradeV1LayerType (BVLC, util/upgrade_proto.cpp); the other names follow from
 # their enum's: INNER_PRODUCT is InnerProduct.
@@ -79,18 +79,6 @@ class Layer(NamedTuple):
         return [f for f in self.fields if f.name == name]
 
 
-class Parsed(NamedTuple):
-    """A message read from the text, and the names in it that the schema lacks."""
-
-    message: Any
-    unknown: tuple[str, ...]
-    fields: tuple[Field, ...]
-
-    def unknown_fields(self, name: str) -> list[Field]:
-        """The fields of a name that the schema lacks."""
-        return [f for f in self.fields if f.name == name and name in self.unknown]
-
-
 class Net(NamedTuple):
     """A prototxt as a net. ``inputs`` are the net-level inputs with their shapes,
     where given."""
@@ -107,7 +95,7 @@ class Net(NamedTuple):
             raise self.document.error(
                 fields[1].start, f"{name!r} is given twice in layer '{show(layer.name)}'"
             )
-        return _parse(self.document, fields[0] if fields else None, message)
+        return parsed_message(self.document, fields[0] if fields else None, message)
 
     def where(self, layer: Layer) -> str:
         """A layer for a message: its name and line."""
@@ -227,7 +215,7 @@ def _has_loss_weight(document: Document, fields: tuple[Field, ...]) -> bool:
     """Whether any top has a loss weight other than zero, which reads that top."""
     for field in fields:
         if field.name == "loss_weight":
-            raw = re.sub(r"(?<=[0-9.])[fF]\Z", "", _canonical(document.value(field)))
+            raw = re.sub(r"(?<=[0-9.])[fF]\Z", "", canonical(document.value(field)))
             try:
                 if float(raw) != 0:
                     return True
@@ -262,7 +250,7 @@ def _inputs(document: Document) -> tuple[tuple[str, tuple[int, ...] | None], ...
     shapes: list[tuple[int, ...]] = []
     for field in document.fields:
         if field.name == "input_shape":
-            shapes.append(tuple(_parse(document, field, caffe_pb2.BlobShape).message.dim))
+            shapes.append(tuple(parsed_message(document, field, caffe_pb2.BlobShape).message.dim))
     dims = _input_dims(document)
     if not shapes:
         shapes = [tuple(dims[i : i + 4]) for i in range(0, len(dims) - 3, 4)]
@@ -274,8 +262,8 @@ def _input_dims(document: Document) -> list[int]:
     from caffe_fold import caffe_pb2
 
     fields = [f for f in document.fields if f.name == "input_dim"]
-    text = "\n".join(f"input_dim: {_canonical(document.value(f))}" for f in fields)
-    parsed, line, complaint = _from_text(caffe_pb2.NetParameter, text)
+    text = "\n".join(f"input_dim: {canonical(document.value(f))}" for f in fields)
+    parsed, line, complaint = from_text(caffe_pb2.NetParameter, text)
     if complaint:
         raise document.error(fields[line - 1].value_start, complaint)
     return list(parsed.input_dim)
@@ -285,7 +273,7 @@ def _state(document: Document) -> State:
     from caffe_fold import caffe_pb2
 
     field = _one(document, document.fields, "state")
-    message = _parse(document, field, caffe_pb2.NetState).message
+    message = parsed_message(document, field, caffe_pb2.NetState).message
     return State("TEST", message.level, frozenset(message.stage))
 
 
@@ -305,7 +293,7 @@ def _rule(document: Document, field: Field) -> Any:
     """A rule; a phase that is not Caffe's would make it one that is always met."""
     from caffe_fold import caffe_pb2
 
-    parsed = _parse(document, field, caffe_pb2.NetStateRule)
+    parsed = parsed_message(document, field, caffe_pb2.NetStateRule)
     for phase in parsed.fields:
         if phase.name == "phase" and not parsed.message.HasField("phase"):
             raise document.error(phase.value_start, _not_a_phase(document.value(phase)))
@@ -335,82 +323,3 @@ def _meets(state: State, rule: Any) -> bool:
         or not state.stages.issuperset(rule.stage)
         or not state.stages.isdisjoint(rule.not_stage)
     )
-
-
-# ---- Typed messages ----
-
-
-def _parse(document: Document, field: Field | None, message: type[M]) -> Parsed:
-    """Read a message field through ``text_format``, leaving out what the schema lacks.
-
-    It is handed over a line a field, so that the line of a complaint leads back
-    to the field's place in the file, and layers that say the same are read once.
-    """
-    if field is None:
-        return Parsed(message(), (), ())
-    if field.fields is None:
-        raise document.error(field.value_start, f"{field.name!r} takes a message in braces")
-    lines: list[tuple[str, int]] = []
-    unknown: list[str] = []
-    _known_lines(document, field, message.DESCRIPTOR, "", lines, unknown)
-    make: Callable[[], Any] = message
-    parsed, line, complaint = _from_text(make, "\n".join(text for text, _ in lines))
-    if complaint:
-        offset = lines[min(line, len(lines)) - 1][1]
-        raise document.error(offset, f"in {field.name!r}: {complaint}")
-    return Parsed(parsed, tuple(dict.fromkeys(unknown)), field.fields)
-
-
-def _known_lines(
-    document: Document,
-    field: Field,
-    descriptor: Any,
-    prefix: str,
-    lines: list[tuple[str, int]],
-    unknown: list[str],
-) -> None:
-    """Collect a message's fields, each with its place; name the unknown ones."""
-    for child in field.fields or ():
-        known = descriptor.fields_by_name.get(child.name)
-        name = prefix + child.name
-        if known is None:
-            unknown.append(name)
-        elif child.fields is None:
-            value = _canonical(document.value(child))
-            if known.enum_type is not None and _is_unknown_enum(value, known.enum_type):
-                unknown.append(f"{name}: {value}")
-            else:
-                lines.append((f"{child.name}: {value}", child.value_start))
-        else:
-            lines.append((f"{child.name} {{", child.value_start))
-            if known.message_type is not None:
-                _known_lines(document, child, known.message_type, f"{name}.", lines, unknown)
-            lines.append(("}", child.value_end))
-
-
-def _canonical(raw: str) -> str:
-    """A scalar without blanks and comments between its parts, in ASCII."""
-    if raw[:1] in ("'", '"'):
-        raw = " ".join(literals(raw))
-        return re.sub("[\x80-\xff]", lambda m: f"\\{ord(m[0]):03o}", raw)
-    return raw if raw.isalnum() else re.sub(r"#[^\n]*\n|\s", "", raw)
-
-
-def _is_unknown_enum(value: str, enum: Any) -> bool:
-    if value.isdigit():
-        # As text: Python takes no number of thousands of digits.
-        return value.lstrip("0") not in {str(number or "") for number in enum.values_by_number}
-    return value not in enum.values_by_name
-
-
-@functools.lru_cache(maxsize=4096)
-def _from_text(make: Callable[[], Any], text: str) -> tuple[Any, int, str]:
-    """A message, or the line of a complaint and the complaint. Not to be changed."""
-    from google.protobuf import text_format
-
-    parsed = make()
-    try:
-        text_format.Parse(text, parsed)
-    except text_format.ParseError as error:
-        return parsed, error.GetLine() or 1, re.sub(r"^\d+:\d+ : ", "", str(error))
-    return parsed, 0, ""

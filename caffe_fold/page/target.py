@@ -62,7 +62,7 @@ def page_target(html: Path, others: Sequence[Path | None]) -> Iterator[PageTarge
 
 
 def _require_other(path: str, others: Sequence[Path | None]) -> None:
-    if any(other is not None and _is_same(path, other) for other in others):
+    if any(other is not None and is_same(path, other) for other in others):
         raise OutputError(
             f"{show(path, 1000)} is another file of this run; give another path for the page"
         )
@@ -75,9 +75,3 @@ def _require_jinja() -> None:
         raise ExtraMissing(
             "a page needs jinja2, which is not installed: run pip install 'caffe-fold[report]'"
         ) from None
-
-
-def _is_same(path: str, other: Path) -> bool:
-    if os.path.normcase(os.path.realpath(path)) == os.path.normcase(os.path.realpath(other)):
-        return True
-    return is_same(path, other)

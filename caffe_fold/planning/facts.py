@@ -19,11 +19,13 @@ from caffe_fold.layers.affine import AFFINE, AffineMap, AffineType, Constants, R
 from caffe_fold.layers.linear import LINEAR, Layout, fitted
 from caffe_fold.named import NamedTuple
 from caffe_fold.nets.graph import Graph
-from caffe_fold.nets.net import Layer, Parsed
+from caffe_fold.nets.messages import Parsed
+from caffe_fold.nets.net import Layer
 from caffe_fold.nets.prototxt import Field
 from caffe_fold.nets.ranks import ranks
 from caffe_fold.planning.sharing import Sharing
-from caffe_fold.weights.caffemodel import Blob, Caffemodel, Entry
+from caffe_fold.weights.blob import Blob
+from caffe_fold.weights.caffemodel import Caffemodel, Entry
 
 __all__ = ["LAYER_FIELDS", "AffineLayer", "Facts", "LinearLayer"]
 

@@ -9,7 +9,7 @@ from caffe_fold.layers.affine import AffineMap
 from caffe_fold.named import NamedTuple
 from caffe_fold.planning.facts import AffineLayer
 from caffe_fold.planning.surgery import Surgery
-from caffe_fold.weights.caffemodel import Storage
+from caffe_fold.weights.blob import Storage
 
 __all__ = ["Run", "Runs", "composed"]
 

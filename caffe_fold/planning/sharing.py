@@ -10,7 +10,8 @@ from __future__ import annotations
 from caffe_fold.errors import show
 from caffe_fold.layers.affine_map import Refused
 from caffe_fold.nets.graph import Graph
-from caffe_fold.weights.caffemodel import Blob, Caffemodel
+from caffe_fold.weights.blob import Blob
+from caffe_fold.weights.caffemodel import Caffemodel
 
 __all__ = ["Sharing"]
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from caffe_fold.named import NamedTuple
 from caffe_fold.planning.facts import LinearLayer
 from caffe_fold.quantization.maxima import Maxima
-from caffe_fold.weights.caffemodel import Storage
+from caffe_fold.weights.blob import Storage
 
 __all__ = ["Balance", "balance", "balancing_factors"]
 

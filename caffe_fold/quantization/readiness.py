@@ -25,14 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffe_fold.errors import show
-from caffe_fold.layers.linear import LINEAR
+from caffe_fold.layers.linear import LINEAR, Layout
 from caffe_fold.planning.facts import Facts, LinearLayer
 from caffe_fold.planning.plan import Fold, Plan
-from caffe_fold.quantization.ranges import keep_largest
 from caffe_fold.weights.caffemodel import Caffemodel
 from caffe_fold.writing.arithmetic import Folding, blocks
 
-__all__ = ["HURT", "LayerReadiness", "Readiness", "Weights", "readiness"]
+__all__ = ["HURT", "LayerReadiness", "Readiness", "Weights", "keep_largest", "readiness"]
 
 Array = NDArray[np.float64]
 
@@ -306,3 +305,13 @@ def _state(weights: Weights) -> dict[str, Any]:
 
 def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def keep_largest(ranges: Array, layout: Layout, sizes: Array, row: int, col: int) -> None:
+    """Raise ranges (N,) to the sizes of a block, which begins at a row and column."""
+    if layout.kind == "transposed":
+        place = ranges[col : col + sizes.shape[1]]
+        np.maximum(place, sizes.max(axis=0), out=place)
+    else:
+        outputs = layout.output_of(np.arange(row, row + sizes.shape[0]))
+        np.maximum.at(ranges, outputs, sizes.max(axis=1))

@@ -14,7 +14,8 @@ from caffe_fold.inputs import open_prototxt, require_inputs
 from caffe_fold.nets.graph import Graph, build
 from caffe_fold.nets.net import Layer, State, read_net
 from caffe_fold.planning.facts import Facts
-from caffe_fold.weights.caffemodel import Caffemodel, Entry, Form
+from caffe_fold.weights.blob import Form
+from caffe_fold.weights.caffemodel import Caffemodel, Entry
 from caffe_fold.weights_files import opened_weights
 
 __all__ = ["Files", "Side", "open_side"]

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from caffe_fold.weights.caffemodel import Blob, Caffemodel
+from caffe_fold.weights.blob import Blob
+from caffe_fold.weights.caffemodel import Caffemodel
 from caffe_fold.weights.wire import LENGTH, VARINT, length_field, tag_bytes, varint_bytes
 
 __all__ = ["Stored", "stored", "write_weights"]

@@ -12,7 +12,8 @@ from typing import Any
 
 from caffe_fold.errors import InputError, OutputError, Path
 from caffe_fold.weights import wire
-from caffe_fold.weights.caffemodel import Caffemodel, Storage
+from caffe_fold.weights.blob import Storage
+from caffe_fold.weights.caffemodel import Caffemodel
 from caffe_fold.weights.hdf5_file import errors, library, opened
 from caffe_fold.weights.hdf5_layers import Stored, layers, values
 from caffe_fold.weights.hdf5_rewrite import Rewrite

@@ -20,7 +20,8 @@ import numpy as np
 
 from caffe_fold.errors import InputError, Path, show
 from caffe_fold.named import NamedTuple
-from caffe_fold.weights.caffemodel import Storage, name_text
+from caffe_fold.weights.blob import Storage
+from caffe_fold.weights.caffemodel import name_text
 from caffe_fold.weights.hdf5_file import Child, children, errors, library, links, shown
 
 __all__ = ["Layers", "Stored", "blob_index", "layers", "slabs", "values"]

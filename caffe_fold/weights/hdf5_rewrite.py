@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from caffe_fold.errors import InputError, show
-from caffe_fold.weights.caffemodel import Blob, Caffemodel, Entry, name_text
+from caffe_fold.weights.blob import Blob
+from caffe_fold.weights.caffemodel import Caffemodel, Entry, name_text
 from caffe_fold.weights.hdf5_file import Child, Link, child_at, children, library, links
 from caffe_fold.weights.hdf5_layers import blob_index, slabs
 

@@ -7,15 +7,17 @@ against what encloses it before anything is read or allocated.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from caffe_fold.errors import CaffemodelError, Path, show
 from caffe_fold.named import NamedTuple
 
-__all__ = ["FIXED32", "FIXED64", "LENGTH", "VARINT", "Record", "Source", "Walk"]
+__all__ = ["FIXED32", "FIXED64", "LENGTH", "SPANS_LIMIT", "VARINT", "Record", "Source", "Walk"]
 __all__ += ["length_field", "tag_bytes", "varint_bytes", "walk_bytes"]
 
 VARINT, FIXED64, LENGTH, GROUP, END_GROUP, FIXED32 = 0, 1, 2, 3, 4, 5
 
+SPANS_LIMIT = 1 << 26
 _WINDOW = 1 << 14
 _VARINT_LIMIT = 10
 # As deep as protobuf itself reads. A stack without end would outgrow the file.
@@ -76,6 +78,22 @@ class Source:
             pieces.append(piece)
             at += len(piece)
         return b"".join(pieces)
+
+    def read_spans(self, spans: Iterable[tuple[int, int]], at: int) -> bytes:
+        """The bytes of spans in their order, those that touch at one go.
+
+        :param at: where the message begins that they are of, for the error.
+        :raises CaffemodelError: if there are more of them than a message has any use for.
+        """
+        joined: list[tuple[int, int]] = []
+        for start, end in spans:
+            if joined and joined[-1][1] == start:
+                joined[-1] = (joined[-1][0], end)
+            else:
+                joined.append((start, end))
+        if sum(end - start for start, end in joined) > SPANS_LIMIT:
+            raise self.error(at, "a message holds over 64 MiB beside its values")
+        return b"".join(self.read(start, end) for start, end in joined)
 
     def read_into(self, start: int, buffer: memoryview) -> None:
         """Fill a buffer with the bytes from ``start`` on.

@@ -22,7 +22,8 @@ from caffe_fold.planning.facts import AffineLayer, Facts, LinearLayer
 from caffe_fold.planning.plan import Fold, Merge, Plan
 from caffe_fold.report import Checked
 from caffe_fold.threads import each
-from caffe_fold.weights.caffemodel import Caffemodel, Storage
+from caffe_fold.weights.blob import Storage
+from caffe_fold.weights.caffemodel import Caffemodel
 from caffe_fold.writing.extremes import has_extremes, linear_has_extremes, unproved
 from caffe_fold.writing.linear_forward import linear_forward
 

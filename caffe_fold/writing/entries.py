@@ -19,7 +19,8 @@ from caffe_fold.choices import Choices
 from caffe_fold.named import NamedTuple
 from caffe_fold.planning.plan import Fold, Merge
 from caffe_fold.weights import wire
-from caffe_fold.weights.caffemodel import Blob, Caffemodel, Entry, Form, Storage
+from caffe_fold.weights.blob import Blob, Form, Storage
+from caffe_fold.weights.caffemodel import Caffemodel, Entry
 from caffe_fold.writing.folded_values import FoldedValues, rounded_vector
 
 __all__ = ["Bytes", "Names", "Parts", "Piece", "Span", "Values"]

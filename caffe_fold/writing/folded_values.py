@@ -13,7 +13,8 @@ from caffe_fold.layers.affine_map import Array, Refused
 from caffe_fold.nets.net import Layer
 from caffe_fold.planning.plan import Fold
 from caffe_fold.scratch import scratch
-from caffe_fold.weights.caffemodel import Caffemodel, Storage
+from caffe_fold.weights.blob import Storage
+from caffe_fold.weights.caffemodel import Caffemodel
 from caffe_fold.writing.arithmetic import Folding, blocks
 
 __all__ = ["Blocked", "FoldedValues", "rounded_vector"]

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from caffe_fold.named import NamedTuple
 from caffe_fold.planning.facts import LinearLayer
-from caffe_fold.weights.caffemodel import Blob, Caffemodel
+from caffe_fold.weights.blob import Blob
+from caffe_fold.weights.caffemodel import Caffemodel
 
 __all__ = ["linear_forward"]
 

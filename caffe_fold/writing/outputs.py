@@ -14,6 +14,7 @@ from caffe_fold.writing.lock import hidden
 
 __all__ = [
     "Outputs",
+    "is_same",
     "require_apart",
     "require_ending",
     "require_place",
@@ -50,7 +51,7 @@ def resolve_outputs(
                     f"{show(path)} is an input; give another output path, since inputs are "
                     "never changed"
                 )
-    if _real(outputs.model) == _real(outputs.weights):
+    if is_same(*outputs):
         raise OutputError(f"{show(outputs.model)} is given for both outputs; they are two files")
     return outputs
 
@@ -82,11 +83,12 @@ def require_apart(path: str, others: Iterable[Path | None]) -> None:
 
 
 def is_same(path: Path, other: Path) -> bool:
-    """Whether both are there and are one file."""
-    try:
+    """Whether both are one file, be it there or not."""
+    with contextlib.suppress(OSError, ValueError):
+        if _real(os.fspath(path)) == _real(os.fspath(other)):
+            return True
         return os.path.samefile(path, other)
-    except OSError:
-        return False
+    return False
 
 
 def _beside(path: Path) -> str:

@@ -16,7 +16,8 @@ from google.protobuf.message import DecodeError
 
 from caffe_fold import CaffeFoldError
 from caffe_fold.weights import wire
-from caffe_fold.weights.caffemodel import Blob, Caffemodel, Entry, Form
+from caffe_fold.weights.blob import Blob, Form
+from caffe_fold.weights.caffemodel import Caffemodel, Entry
 
 from . import mutate_wire
 from .outcome import Finding
