@@ -1,7 +1,6 @@
 """The entry of ``caffe-fold`` and ``python -m caffe_fold``, which can be interrupted from its
 first line on: so it imports nothing else before that is taken care of."""
 
-import gc
 import os
 
 _INTERRUPTED = 130
@@ -9,9 +8,11 @@ _INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line; ends in SystemExit, or at once."""
-    # A start makes no garbage, and to look for some takes a twentieth of a small fold.
-    gc.disable()
     try:
+        import gc
+
+        # A start makes no garbage, and to look for some takes a twentieth of a small fold.
+        gc.disable()
         from caffe_fold import interrupts
 
         interrupts.handle()

@@ -128,6 +128,9 @@ def _run() -> int:
         return _fail(str(error), error.exit_code)
     except MemoryError:
         return _fail("not enough memory for these files", 2)
+    except OSError as error:  # as of standard output, for --help
+        file = f" ({show(str(error.filename))})" if error.filename else ""
+        return _fail(f"the system refuses: {error.strerror}{file}", 2)
     except Exception as error:
         if os.environ.get("CAFFE_FOLD_DEBUG"):
             raise

@@ -98,6 +98,25 @@ def show(name: str, limit: int = 200) -> str:
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
 
 
+class reading:
+    """Tell what the system says against a file that is read.
+
+    A class, since it stands around each of many small reads, and costs a third of a function.
+
+    :raises InputError: for whatever it says.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            shown = show(os.fspath(self.path), 1000)
+            raise InputError(f"{shown} cannot be read: {error.strerror}") from error
+
+
 @contextlib.contextmanager
 def writing(path: str) -> Iterator[None]:
     """Tell what the system says against a file that is written.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import stat
 
-from caffe_fold.errors import InputError, Path, show
+from caffe_fold.errors import CaffemodelError, InputError, Path, reading, show
 from caffe_fold.nets.prototxt import Document, parse
+from caffe_fold.weights import wire
 
 __all__ = ["open_prototxt", "require_inputs", "require_prototxt"]
 
@@ -74,10 +77,12 @@ def open_prototxt(path: Path) -> Document:
 
     :raises PrototxtError: with line and column.
     """
-    if os.path.getsize(path) > _TEXT_LIMIT:
-        raise InputError(f"{_shown(path)} has over 256 MiB, which no prototxt has")
-    with open(path, "rb") as file:
-        return parse(file.read(), path)
+    with reading(path):
+        if os.path.getsize(path) > _TEXT_LIMIT:
+            raise InputError(f"{_shown(path)} has over 256 MiB, which no prototxt has")
+        with open(path, "rb") as file:
+            data = file.read()
+    return parse(data, path)
 
 
 def _shown(path: Path) -> str:
@@ -97,7 +102,24 @@ def _kind(path: Path, option: str) -> str:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"{_shown(path)} cannot be read: {reason}") from None
-    return _kind_of(head)
+    kind = _kind_of(head)
+    is_net = kind == "text" and option == "--weights" and _begins_as_net(path)
+    return "binary" if is_net else kind
+
+
+# NetParameter's fields: its name, inputs and state; layers of both formats.
+_NET_FIELDS, _LAYER_FIELDS = frozenset((1, 3, 4, 5, 6, 7, 8)), frozenset((2, 100))
+_FIELDS = 64
+
+
+def _begins_as_net(path: Path) -> bool:
+    """Whether a file's fields up to its first layer are those of a NetParameter. A long name
+    may make its first bytes look like text; a layer's tag is in no text."""
+    with contextlib.suppress(CaffemodelError), contextlib.closing(wire.Source.open(path)) as source:
+        for record in itertools.islice(wire.Walk(source, 0, source.size), _FIELDS):
+            if record.number not in _NET_FIELDS:
+                return record.number in _LAYER_FIELDS and record.wire_type == wire.LENGTH
+    return False
 
 
 def _kind_of(head: bytes) -> str:
@@ -109,7 +131,7 @@ def _kind_of(head: bytes) -> str:
         return "html"
     if not head:
         return "empty"
-    # A serialized net has zero bytes, or at least tags and lengths, which are control
-    # characters; a text has none but blanks, or a stray one.
+    # A serialized net has tags and lengths, which are control characters; a text has none but
+    # blanks, or a stray one.
     controls = len(head) - len(head.translate(None, _CONTROLS))
-    return "binary" if b"\0" in head or controls * 50 > len(head) else "text"
+    return "binary" if controls * 50 > len(head) else "text"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
-__all__ = ["STOPPING", "came", "done", "handle", "uninterrupted", "working"]
+__all__ = ["STOPPING", "came", "done", "handle", "uninterrupted", "what_is_done", "working"]
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 """The signals that stop a run."""
@@ -34,7 +34,7 @@ class _State:
 
     handled: tuple[int, ...] = ()
     is_working = False
-    done = "nothing was written"
+    done = ""
     last = -math.inf
 
 
@@ -50,7 +50,7 @@ def handle() -> None:
 @contextlib.contextmanager
 def working() -> Iterator[None]:
     """While it lasts, an interrupt is a KeyboardInterrupt; none comes later."""
-    _State.is_working = True
+    _State.is_working, _State.done = True, ""
     try:
         yield
     finally:
@@ -61,6 +61,11 @@ def working() -> Iterator[None]:
 def done(what: str) -> None:
     """Tell what is done: the text of the KeyboardInterrupt that may come from now on."""
     _State.done = what
+
+
+def what_is_done() -> str:
+    """What was told; "" where nothing is written yet."""
+    return _State.done
 
 
 def came() -> bool:

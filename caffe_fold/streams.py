@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import TextIO
@@ -12,8 +13,8 @@ __all__ = ["fill", "say", "silence"]
 
 
 def fill() -> None:
-    """Open the null device for each standard stream that is closed: the next file would get
-    its number, and then what is meant for the stream."""
+    """Make the standard streams fit to be written to. One that is closed gets the null device:
+    the next file would get its number, and then what is meant for the stream."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -23,6 +24,9 @@ def fill() -> None:
         sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal's encoding lacks is no reason to say nothing at all.
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def say(message: str) -> None:

@@ -59,14 +59,28 @@ def _each(function: Callable[[Item], None], items: Sequence[Item], count: int) -
                 # An interrupt counts before the errors that it may have caused.
                 failures.append((isinstance(error, Exception), index, error))
 
-    others = [threading.Thread(target=work) for _ in range(count - 1)]
-    for thread in others:
-        thread.start()
-    work()
-    for thread in others:
-        thread.join()
+    others: list[threading.Thread] = []
+    try:
+        for _ in range(count - 1):
+            thread = threading.Thread(target=work)
+            others.append(thread)
+            thread.start()
+        work()
+    except BaseException as error:  # an interrupt between two items
+        failures.append((isinstance(error, Exception), -1, error))
+    _join(others, failures)
     if failures:
         raise min(failures, key=lambda failure: failure[:2])[2]
+
+
+def _join(threads: list[threading.Thread], failures: list[tuple[bool, int, BaseException]]) -> None:
+    """Wait until none works any more, whatever comes: what they write to is closed next."""
+    for thread in threads:
+        while thread.is_alive():
+            try:
+                thread.join()
+            except BaseException as error:
+                failures.append((isinstance(error, Exception), -1, error))
 
 
 def cores() -> int:

@@ -873,3 +873,58 @@ def test_the_runner_of_click_sees_the_same(folder: Path) -> None:
     result = CliRunner().invoke(cli.cli, [*files(folder), "--json"])
     assert result.exit_code == 0
     assert json.loads(result.stdout)["written"] is True
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_names_that_the_output_has_no_letters_for_are_printed(
+    tmp_path: Path, encoding: str
+) -> None:
+    net = Net()
+    net.input("data", (1, 3, 4, 4))
+    net.conv("conv\u4e2d", "data", 3, 4)
+    net.batch_norm("bn", "conv\u4e2d", 4)
+    model, weights = map(str, net.write(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-m", "caffe_fold", "--model", model, "--weights", weights],
+        env={**environment(), "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"conv\\u4e2d" in done.stdout or encoding == "ascii"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize("command", [["inspect"], ["fold", "--dry-run"]])
+def test_a_page_that_is_written_is_told_of_where_nothing_can_be_printed(
+    folder: Path, command: list[str]
+) -> None:
+    pytest.importorskip("jinja2")
+    page = str(folder / "page.html")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "caffe_fold", *command, *files(folder), "--html", page],
+            env=environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 4
+    assert "page.html is written" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_help_that_cannot_be_printed_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "caffe_fold", "--help"],
+            env=environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr == "error: the system refuses: No space left on device\n"

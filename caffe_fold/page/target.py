@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from caffe_fold.errors import ExtraMissing, OutputError, Path, show, writing
+from caffe_fold.interrupts import done, uninterrupted
 from caffe_fold.writing.beside import Place, taken
 from caffe_fold.writing.outputs import is_same, require_apart, require_place
 
@@ -38,8 +39,9 @@ class PageTarget:
 
     def commit(self) -> None:
         """Give the page its name."""
-        with writing(self.place.path):
+        with uninterrupted(), writing(self.place.path):
             os.replace(self.place.temporary, self.place.path)
+            done(f"{show(self.place.path, 1000)} is written")
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from caffe_fold.errors import CaffemodelError, Path, show
+from caffe_fold.errors import CaffemodelError, Path, reading, show
 from caffe_fold.named import NamedTuple
 
 __all__ = ["FIXED32", "FIXED64", "LENGTH", "SPANS_LIMIT", "VARINT", "Record", "Source", "Walk"]
@@ -49,8 +49,13 @@ class Source:
 
     @classmethod
     def open(cls, path: Path) -> Source:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        return cls(path, descriptor, os.fstat(descriptor).st_size)
+        """Open a file.
+
+        :raises InputError: if the system does not let it, here and where it is read.
+        """
+        with reading(path):
+            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            return cls(path, descriptor, os.fstat(descriptor).st_size)
 
     def close(self) -> None:
         os.close(self.descriptor)
@@ -71,12 +76,13 @@ class Source:
 
     def _read(self, start: int, end: int) -> bytes:
         pieces, at = [], start
-        while at < end:
-            piece = _pread(self.descriptor, end - at, at)
-            if not piece:
-                raise self.error(at, "the file became shorter while it was read")
-            pieces.append(piece)
-            at += len(piece)
+        with reading(self.path):
+            while at < end:
+                piece = _pread(self.descriptor, end - at, at)
+                if not piece:
+                    raise self.error(at, "the file became shorter while it was read")
+                pieces.append(piece)
+                at += len(piece)
         return b"".join(pieces)
 
     def read_spans(self, spans: Iterable[tuple[int, int]], at: int) -> bytes:
@@ -100,11 +106,12 @@ class Source:
 
         :raises CaffemodelError: if the file has become shorter meanwhile.
         """
-        while buffer:
-            count = _pread_into(self.descriptor, buffer, start)
-            if not count:
-                raise self.error(start, "the file became shorter while it was read")
-            buffer, start = buffer[count:], start + count
+        with reading(self.path):
+            while buffer:
+                count = _pread_into(self.descriptor, buffer, start)
+                if not count:
+                    raise self.error(start, "the file became shorter while it was read")
+                buffer, start = buffer[count:], start + count
 
     def window(self, at: int) -> tuple[bytes, int]:
         """Bytes around a place and the offset of their first one.
@@ -235,6 +242,8 @@ def _group_end(source: Source, at: int, end: int, number: int) -> int:
             raise source.error(at, "the file is truncated or damaged inside a group")
         window, base = source.window(at)
         tag, value = _varint(source, window, at - base, base, end)
+        if not 0 < tag >> 3 < 1 << 29:
+            raise source.error(at, "not a protobuf message (bad field number)")
         if tag & 7 == GROUP:
             if len(open_groups) == _GROUP_LIMIT:
                 raise source.error(at, f"groups nest deeper than {_GROUP_LIMIT}")

@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from caffe_fold.errors import OutputError, writing
+from caffe_fold.errors import OutputError, show, writing
 from caffe_fold.named import NamedTuple
 from caffe_fold.writing.lock import hidden, locked, require_own
 
@@ -59,7 +59,13 @@ def taken(path: str) -> Iterator[Place]:
             stack.callback(place.remove)
             place.remove()
             # Not by tempfile, whose files are private: this has the mode of any new file.
-            os.close(os.open(place.temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            try:
+                os.close(os.open(place.temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            except FileExistsError:
+                raise OutputError(
+                    f"{show(path, 1000)} cannot be written: {show(place.temporary, 1000)} was left "
+                    "by a run of another user; have it removed"
+                ) from None
         yield place
 
 

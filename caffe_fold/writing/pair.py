@@ -48,7 +48,7 @@ class TemporaryPair(NamedTuple):
         """Put both in place, and with them a page.
 
         :raises OutputError: if the system does not let one; what was there before is there
-            again, if the file system has hard links.
+            again.
         """
         with uninterrupted():
             try:
@@ -66,10 +66,10 @@ class TemporaryPair(NamedTuple):
         """First the old prototxt goes, and last the new one comes: a kill in between leaves
         weights alone. The old weights stay in place until the new ones take it."""
         model, weights = self.places
+        with writing(weights.path):
+            _keep(weights)
         with writing(model.path), contextlib.suppress(FileNotFoundError):
             os.replace(model.path, model.aside)
-        with contextlib.suppress(OSError, NotImplementedError):  # none there, or no hard links
-            os.link(weights.path, weights.aside, follow_symlinks=False)
         for place in (weights, model, *([page] if page else [])):
             with writing(place.path):
                 os.replace(place.temporary, place.path)
@@ -87,6 +87,20 @@ class TemporaryPair(NamedTuple):
                 else:
                     os.unlink(weights.path)
             os.replace(model.aside, model.path)
+
+
+def _keep(weights: Place) -> None:
+    """Have the old weights, if there are any, under a second name, too."""
+    try:
+        os.link(weights.path, weights.aside, follow_symlinks=False)
+    except (FileNotFoundError, FileExistsError):
+        if os.path.lexists(weights.aside):  # another's, which could not be removed
+            raise
+    except (OSError, NotImplementedError):
+        # No hard links here, or none to a file of another user (fs.protected_hardlinks).
+        import shutil
+
+        shutil.copy2(weights.path, weights.aside, follow_symlinks=False)
 
 
 @contextlib.contextmanager

@@ -213,7 +213,7 @@ def _is_stricter(complaint: str) -> bool:
 _PYTHON_TOKEN = re.compile(
     r"""(?<![0-9A-Za-z_])[A-Za-z_][0-9A-Za-z_]*[+-]  # a word with a sign in it
       | [0-9+-][0-9a-zA-Z_.+-]*                  # a number, looked at below
-      | [\x1c-\x1f\x85\xa0]|[^\x00-\xff]         # white space and letters beyond ASCII
+      | [\x1c-\x1f]|[^\x00-\x7f]                 # white space and letters beyond ASCII
     """,
     re.VERBOSE,
 )
