@@ -72,12 +72,9 @@ class Layout(NamedTuple):
         return rows // outputs // inputs * outputs + rows % outputs
 
     def input_of(self, rows: Indices) -> Indices:
-        """The input vector of each row: a row's index into ``spread``."""
-        if self.kind == "convolution":
-            return rows // (self.outputs // self.group)
-        if self.kind == "deconvolution":
-            return rows // (self.outputs // self.group)
-        return np.zeros_like(rows)
+        """The input vector of each row, its index into ``spread`` (for "convolution" and
+        "deconvolution" alone: "inner" has one input vector, "transposed" one a row)."""
+        return rows // (self.outputs // self.group)
 
     def add_per_output(self, sums: Array, block: Array, row: int, col: int) -> None:
         """Add the numbers of a block, which begins at a row and column, to those of their
