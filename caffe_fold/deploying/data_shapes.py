@@ -14,6 +14,7 @@ from caffe_fold import caffe_pb2
 from caffe_fold.errors import show
 from caffe_fold.layers.affine import Refused
 from caffe_fold.layers.linear import LINEAR, fitted
+from caffe_fold.layers.other import keeps_shape
 from caffe_fold.named import NamedTuple
 from caffe_fold.nets.graph import Graph
 from caffe_fold.nets.net import Layer
@@ -24,15 +25,10 @@ __all__ = ["DataTop", "shape_of"]
 
 Shape = tuple[int, ...]
 
-# Their first top has the channels of their first bottom; of _RESIZING another height and
-# width.
+# Beside the types that keep the shape: their first top has the channels of their first
+# bottom, those of _RESIZING with another height and width; a Flatten's has all its numbers.
 _RESIZING = frozenset("Interp Pooling Resample Upsample".split())
-_CHANNEL_PRESERVING = _RESIZING | frozenset(
-    (
-        "AbsVal BN BNLL BatchNorm Bias Clip Dropout ELU Eltwise Exp LRN Log MVN Normalize PReLU "
-        "Power ReLU ReLU6 Scale Sigmoid Split Swish TanH Threshold"
-    ).split()
-)
+_KEEPING = _RESIZING | {"Eltwise", "Flatten"}
 
 
 class DataTop(NamedTuple):
@@ -214,7 +210,7 @@ def _reader(graph: Graph, model: Caffemodel, value: int) -> _Reader | None:
             found = _count(graph, model, layer, form) if slot == 0 else None
             if found is not None:
                 return found
-            if layer.type != "Flatten" and layer.type not in _CHANNEL_PRESERVING:
+            if not keeps_shape(layer.type) and layer.type not in _KEEPING:
                 continue
             for top in set(graph.tops[at][:1]) - seen:
                 pending.append((top, _form(layer, form)))

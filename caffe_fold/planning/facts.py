@@ -21,7 +21,6 @@ from caffe_fold.named import NamedTuple
 from caffe_fold.nets.graph import Graph
 from caffe_fold.nets.net import Layer, Parsed
 from caffe_fold.nets.prototxt import Field
-from caffe_fold.nets.ranks import ranks
 from caffe_fold.planning.sharing import Sharing
 from caffe_fold.weights.caffemodel import Blob, Caffemodel, Entry
 
@@ -249,6 +248,8 @@ class Facts:
         if getattr(parsed.message, "axis", 1) >= 0:
             return None
         if self._ranks is None:
+            from caffe_fold.planning.ranks import ranks  # which hardly any net needs
+
             self._ranks = ranks(self.graph, self.model)
         return self._ranks[self.graph.bottoms[at][0]]
 

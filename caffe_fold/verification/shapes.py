@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Optional
 
+from caffe_fold.layers.other import keeps_shape
 from caffe_fold.nets.graph import Graph
 from caffe_fold.nets.net import Layer
 from caffe_fold.verification.fields import Fields, fields_of
@@ -19,14 +20,6 @@ __all__ = ["Shape", "infer", "stated"]
 Shape = tuple[int, ...]
 Shapes = Sequence[Optional[Shape]]
 
-# Their tops have the shape of their first bottom.
-_SAME = frozenset(
-    (
-        "AbsVal BN BNLL BatchNorm Bias Clip CuDNNBatchNorm Dropout ELU Exp HardSigmoid HardSwish "
-        "LRN Log MVN Mish Normalize PReLU Power ReLU ReLU6 Scale ShuffleChannel Sigmoid "
-        "Softmax Split Swish TanH Threshold"
-    ).split()
-)
 _CONVOLUTIONS = frozenset(("Convolution", "DepthwiseConvolution", "ConvolutionDepthwise"))
 
 
@@ -79,7 +72,7 @@ def _tops(graph: Graph, layer: Layer, bottoms: Shapes) -> Shapes:
 def _by_rule(graph: Graph, layer: Layer, bottoms: Shapes) -> Shapes:
     first, count = bottoms[0], len(layer.tops)
     fields = fields_of(graph.net.document, layer)
-    if layer.type in _SAME:
+    if keeps_shape(layer.type):
         return [first] * count
     if layer.type == "Eltwise":
         return [next((shape for shape in bottoms if shape), None)]

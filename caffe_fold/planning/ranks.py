@@ -7,19 +7,14 @@ from __future__ import annotations
 
 from caffe_fold import caffe_pb2
 from caffe_fold.layers.linear import LINEAR
+from caffe_fold.layers.other import keeps_shape
 from caffe_fold.nets.graph import Graph
 from caffe_fold.weights.caffemodel import Caffemodel
 
 __all__ = ["ranks"]
 
-# Their first top has as many axes as their first bottom.
-_RANK_PRESERVING = frozenset(
-    (
-        "AbsVal BN BNLL BatchNorm Bias Clip Concat Crop Dropout ELU Eltwise Exp LRN Log MVN "
-        "Normalize PReLU Pooling Power ReLU ReLU6 Scale Sigmoid Slice Softmax Split Swish "
-        "TanH Threshold"
-    ).split()
-)
+# Their tops have as many axes as their first bottom, and another shape.
+_RESHAPING = frozenset("Concat Crop Eltwise Pooling Slice".split())
 
 
 def ranks(graph: Graph, model: Caffemodel) -> dict[int, int | None]:
@@ -54,7 +49,7 @@ def _rank(graph: Graph, model: Caffemodel, at: int, slot: int, bottom: int | Non
         return None if bottom is None else bottom + axis + 1
     if layer.type in LINEAR:
         return bottom or _weight_rank(graph, model, at)
-    return bottom if layer.type in _RANK_PRESERVING else None
+    return bottom if keeps_shape(layer.type) or layer.type in _RESHAPING else None
 
 
 def _weight_rank(graph: Graph, model: Caffemodel, at: int) -> int | None:
