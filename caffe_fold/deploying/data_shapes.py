@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from caffe_fold import caffe_pb2
 from caffe_fold.errors import show
-from caffe_fold.layers.affine import Refused
+from caffe_fold.layers.affine import AFFINE, Refused
 from caffe_fold.layers.linear import LINEAR, fitted
 from caffe_fold.layers.other import keeps_shape
 from caffe_fold.named import NamedTuple
@@ -234,10 +233,10 @@ def _count(graph: Graph, model: Caffemodel, layer: Layer, form: str) -> _Reader 
     if not blobs or form == "lost":
         return None
     if layer.type in LINEAR:
-        count, is_flat = _linear_count(graph, layer, blobs[0]), layer.type == "InnerProduct"
+        count, is_flat = _linear_count(graph, layer, blobs[0]), LINEAR[layer.type].flattens
         usable = form != "resized" if is_flat else form != "flat"
         return _Reader(layer, count, is_flat) if count and usable else None
-    if layer.type in ("BatchNorm", "BN") or _is_per_channel(graph, layer, blobs[0]):
+    if _is_per_channel(graph, layer):
         return _Reader(layer, blobs[0].count, form == "flat")
     return None
 
@@ -252,12 +251,13 @@ def _linear_count(graph: Graph, layer: Layer, weight: Blob) -> int:
         return 0
 
 
-def _is_per_channel(graph: Graph, layer: Layer, blob: Blob) -> bool:
-    """Whether a Scale or Bias has one number a channel."""
-    if layer.type == "Scale":
-        message = graph.net.parsed(layer, "scale_param", caffe_pb2.ScaleParameter).message
-    elif layer.type == "Bias":
-        message = graph.net.parsed(layer, "bias_param", caffe_pb2.BiasParameter).message
-    else:
+def _is_per_channel(graph: Graph, layer: Layer) -> bool:
+    """Whether the first blob of an affine layer has one number a channel, whatever the shape
+    of its bottom is."""
+    kind = AFFINE.get(layer.type)
+    if kind is None:
         return False
-    return len(layer.bottoms) == 1 and (message.axis, message.num_axes) == (1, 1)
+    message = graph.net.parsed(layer, kind.parameter, kind.message).message
+    image = (1, -1, 1, 1)  # no other axis of it is like that of its channels
+    shapes = kind.blob_shapes(message, (image,) * len(layer.bottoms))
+    return shapes is not None and shapes[:1] == (image[1:2],)

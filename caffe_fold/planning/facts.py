@@ -126,10 +126,6 @@ class Facts:
             raise Refused("loss-weight", "its 'loss_weight' makes its top a part of the loss")
         parsed = self.parsed(layer, kind.parameter, kind.message)
         entries, blobs = self._blobs(layer, kind.blobs) if max(kind.blobs) else ((), ())
-        if layer.type == "Scale" and len(blobs) == 2 and not parsed.message.bias_term:
-            raise Refused(
-                "blob-count", "its prototxt asks for no 'bias_term' and its weights have a bias"
-            )
         self.sharing.require_equal_copies(at)
         shapes = tuple(fitted(blob.shape, blob.legacy, 1) for blob in blobs)
         values = tuple(self.model.vector(blob) for blob in blobs)

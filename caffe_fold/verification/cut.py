@@ -13,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from caffe_fold.layers.affine import Refused
+from caffe_fold.layers.linear import LINEAR
 from caffe_fold.verification.engine import TRANSPOSED
+from caffe_fold.verification.fields import fields_of
 from caffe_fold.verification.match import Matching, Pair
 from caffe_fold.verification.shapes import Shape, infer
 from caffe_fold.verification.sides import Side
@@ -190,7 +192,6 @@ def _channels(side: Side, run: tuple[int, ...], inferred: Shape | None) -> int |
 
 
 def _dilation(side: Side, at: int) -> int:
-    from caffe_fold.verification.fields import fields_of
-
-    fields = fields_of(side.graph.net.document, side.graph.layers[at])
-    return max(fields.message("convolution_param").integers("dilation"), default=1)
+    layer = side.graph.layers[at]
+    fields = fields_of(side.graph.net.document, layer)
+    return max(fields.message(LINEAR[layer.type].parameter).integers("dilation"), default=1)
