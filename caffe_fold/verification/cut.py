@@ -50,14 +50,17 @@ def parts(
     shapes: Mapping[int, Shape],
     known: frozenset[str],
 ) -> Section:
-    """Both nets without the layers whose type an engine does not know."""
+    """Both nets without the layers whose type an engine does not know, and without what
+    was folded into them."""
     inferred = infer(a.graph, shapes)
     graph = a.graph
+    places = a.places
+    folds = {places.get(pair.layer): pair for pair in matching.pairs if pair.is_fold}
     cut: set[int] = set()
     made: dict[int, Shape] = {}
     there = set(shapes)
     for at, layer in enumerate(graph.layers):
-        if not layer.bottoms:
+        if not layer.bottoms or at in cut:
             continue
         is_known = kind_to_run(a, at) in known
         if is_known and is_retyped(a, at):
@@ -66,7 +69,11 @@ def parts(
             there.update(graph.tops[at])
             continue
         cut.add(at)
-        for value in graph.tops[at]:
+        tops = graph.tops[at]
+        if at in folds:  # what it took in goes with it: the folded net has no value between
+            cut.update(folds[at].behind)
+            tops = (folds[at].original,)
+        for value in tops:
             if value in inferred and graph.readers[value]:
                 made[value] = inferred[value]
                 there.add(value)
