@@ -12,10 +12,18 @@ from typing import Any
 import numpy as np
 
 from caffe_fold import caffe_pb2
-from caffe_fold.layers.affine_map import AffineMap, AffineType, Array, Constants, Dims, Refused
+from caffe_fold.layers.affine_map import (
+    AffineMap,
+    AffineType,
+    Array,
+    Constants,
+    Dims,
+    Refused,
+    Standard,
+)
 from caffe_fold.layers.batch_norm import BATCH_NORM, BN, CUDNN_BATCH_NORM
 
-__all__ = ["AFFINE", "AffineMap", "AffineType", "Array", "Constants", "Refused"]
+__all__ = ["AFFINE", "AffineMap", "AffineType", "Array", "Constants", "Refused", "Standard"]
 
 
 def _channels(constants: Constants, name: str) -> int | None:
