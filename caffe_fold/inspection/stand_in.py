@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffe_fold.inspection.known_shapes import known_shapes
-from caffe_fold.layers.affine import AFFINE
+from caffe_fold.layers.affine import AFFINE, AffineType
 from caffe_fold.layers.affine_map import Dims
-from caffe_fold.layers.linear import LINEAR
+from caffe_fold.layers.linear import LINEAR, LinearType
 from caffe_fold.nets.graph import Graph
 from caffe_fold.nets.net import Layer
 from caffe_fold.weights.caffemodel import Array, Blob, Caffemodel, Entry, Form, Run, Storage
@@ -98,20 +98,23 @@ def stand_in(graph: Graph) -> StandIn:
     return StandIn(tuple(entries), by_name, tuple(implied))
 
 
+def _kind(layer: Layer) -> LinearType | AffineType | None:
+    return LINEAR.get(layer.type) or AFFINE.get(layer.type)
+
+
 def _message(graph: Graph, layer: Layer) -> Any:
     """A layer's hyper-parameters, where it folds."""
-    kind = LINEAR.get(layer.type) or AFFINE.get(layer.type)
-    return kind and graph.net.parsed(layer, kind.parameter, kind.message).message
+    kind = _kind(layer)
+    return None if kind is None else graph.net.parsed(layer, kind.parameter, kind.message).message
 
 
 def _blob_shapes(layer: Layer, message: Any, bottoms: tuple[Dims, ...]) -> tuple[Dims, ...] | None:
     """The shapes of a layer's blobs as its prototxt implies them. What it does not tell is
     None, and so is all where the blobs of its type are not known."""
-    if layer.type in LINEAR:
-        return LINEAR[layer.type].blob_shapes(message, bottoms[0] if bottoms else ())
-    if layer.type in AFFINE:
-        return AFFINE[layer.type].blob_shapes(message, bottoms)
-    return () if layer.type in _WITHOUT_BLOBS else None
+    kind = _kind(layer)
+    if kind is None:
+        return () if layer.type in _WITHOUT_BLOBS else None
+    return kind.blob_shapes(message, bottoms)
 
 
 # ---- What is not told ----

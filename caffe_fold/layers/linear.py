@@ -133,10 +133,10 @@ class LinearType(NamedTuple):
     standard: str = ""
     added: Callable[[Any], str] = lambda message: ""
 
-    def blob_shapes(self, message: Any, bottom: Dims) -> tuple[Dims, ...]:
-        """The shapes of a layer's blobs by its prototxt, for a bottom of this shape."""
-        bias = ((message.num_output,),) if message.bias_term else ()
-        return (self.weight(message, bottom), *bias)
+    def blob_shapes(self, message: Any, bottoms: tuple[Dims, ...]) -> tuple[Dims, ...]:
+        """The shapes of a layer's blobs by its prototxt, for bottoms of these shapes."""
+        weight = self.weight(message, bottoms[0] if bottoms else ())
+        return (weight, (message.num_output,)) if message.bias_term else (weight,)
 
 
 def fitted(shape: tuple[int, ...], legacy: bool, rank: int | None) -> tuple[int, ...]:
@@ -290,26 +290,24 @@ def _windows(message: Any, bottom: Shape) -> Iterator[tuple[int, int, int, int]]
     """Of each axis behind the channels its size, how much of it the kernel spans, the stride
     and the padding; a kernel that is not given is 1 (BaseConvolutionLayer::LayerSetUp)."""
     axes = len(bottom) - 2
-    kernel = _per_axis(message, "kernel", message.kernel_size, axes, 1)
+    kernel = _kernel(message, axes) or (1,) * axes
     dilations = _spread(message.dilation, axes, 1)
     spans = [dilation * (size - 1) + 1 for dilation, size in zip(dilations, kernel)]
-    strides = _per_axis(message, "stride", message.stride, axes, 1)
-    pads = _per_axis(message, "pad", message.pad, axes, 0)
-    return zip(bottom[2:], spans, strides, pads)
+    strides, pads = _sides(message, "stride"), _sides(message, "pad")
+    return zip(bottom[2:], spans, _spread(strides, axes, 1), _spread(pads, axes, 0))
 
 
-def _per_axis(
-    message: Any, name: str, given: Sequence[int], axes: int, default: int
-) -> Sequence[int]:
-    """``pad_h`` and ``pad_w``, or ``pad`` as it is given; and others likewise."""
+def _sides(message: Any, name: str) -> Sequence[int]:
+    """``pad_h`` and ``pad_w``, or else ``pad``; and ``stride`` likewise."""
     sides = (f"{name}_h", f"{name}_w")
-    if axes == 2 and any(map(message.HasField, sides)):
-        return [getattr(message, side) or default for side in sides]
-    return _spread(given, axes, default)
+    if any(map(message.HasField, sides)):
+        return [getattr(message, side) for side in sides]
+    found: Sequence[int] = getattr(message, name)
+    return found
 
 
 def _spread(given: Sequence[int], axes: int, default: int) -> Sequence[int]:
-    """One number an axis, of which one, or all, or none are given."""
+    """One number an axis, where one, or all, or none are given."""
     return given if len(given) == axes else [*given, default][:1] * axes
 
 
