@@ -303,6 +303,21 @@ def test_the_runnable_part_ends_where_a_shape_is_not_known(tmp_path: Path) -> No
     assert [a.graph.layers[at].name for at in section.cut] == ["odd", "conv3"]
 
 
+def test_what_went_into_an_unknown_layer_is_cut_with_it(tmp_path: Path) -> None:
+    """The folded net has no value between them that the rest could begin with."""
+    net = Net()
+    net.input("data", (1, 3, 16, 16))
+    net.conv("first", "data", 3, 4, type="Deconvolution")
+    net.batch_norm("bn", "first", 4, top="norm")
+    net.conv("last", "norm", 4, 2)
+    a, b, matching = sides(net, tmp_path)
+    section = parts(a, b, matching, input_shapes(a, {}), frozenset(("Convolution", "BatchNorm")))
+    assert [a.graph.layers[at].name for at in section.cut] == ["first", "bn"]
+    for side, draft in ((a, section.original), (b, section.folded)):
+        (last,) = draft.layers
+        assert draft.inputs[side.graph.bottoms[last][0]] in section.shapes
+
+
 def test_a_fold_alone_has_an_input_of_its_own(tmp_path: Path) -> None:
     a, b, matching = sides(branches(), tmp_path)
     folds = [pair for pair in matching.pairs if pair.is_fold]

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from caffe_fold import caffe_pb2
 from caffe_fold.errors import show
-from caffe_fold.layers.affine import Refused
+from caffe_fold.layers.affine import AFFINE, Refused
 from caffe_fold.layers.linear import LINEAR, fitted
+from caffe_fold.layers.other import keeps_shape
 from caffe_fold.named import NamedTuple
 from caffe_fold.nets.graph import Graph
 from caffe_fold.nets.net import Layer
@@ -25,15 +25,10 @@ __all__ = ["DataTop", "shape_of"]
 
 Shape = tuple[int, ...]
 
-# Their first top has the channels of their first bottom; of _RESIZING another height and
-# width.
+# Beside the types that keep the shape: their first top has the channels of their first
+# bottom, those of _RESIZING with another height and width; a Flatten's has all its numbers.
 _RESIZING = frozenset("Interp Pooling Resample Upsample".split())
-_CHANNEL_PRESERVING = _RESIZING | frozenset(
-    (
-        "AbsVal BN BNLL BatchNorm Bias Clip Dropout ELU Eltwise Exp LRN Log MVN Normalize PReLU "
-        "Power ReLU ReLU6 Scale Sigmoid Split Swish TanH Threshold"
-    ).split()
-)
+_KEEPING = _RESIZING | {"Eltwise", "Flatten"}
 
 
 class DataTop(NamedTuple):
@@ -215,7 +210,7 @@ def _reader(graph: Graph, model: Caffemodel, value: int) -> _Reader | None:
             found = _count(graph, model, layer, form) if slot == 0 else None
             if found is not None:
                 return found
-            if layer.type != "Flatten" and layer.type not in _CHANNEL_PRESERVING:
+            if not keeps_shape(layer.type) and layer.type not in _KEEPING:
                 continue
             for top in set(graph.tops[at][:1]) - seen:
                 pending.append((top, _form(layer, form)))
@@ -239,10 +234,10 @@ def _count(graph: Graph, model: Caffemodel, layer: Layer, form: str) -> _Reader 
     if not blobs or form == "lost":
         return None
     if layer.type in LINEAR:
-        count, is_flat = _linear_count(graph, layer, blobs[0]), layer.type == "InnerProduct"
+        count, is_flat = _linear_count(graph, layer, blobs[0]), LINEAR[layer.type].flattens
         usable = form != "resized" if is_flat else form != "flat"
         return _Reader(layer, count, is_flat) if count and usable else None
-    if layer.type in ("BatchNorm", "BN") or _is_per_channel(graph, layer, blobs[0]):
+    if _is_per_channel(graph, layer):
         return _Reader(layer, blobs[0].count, form == "flat")
     return None
 
@@ -257,12 +252,13 @@ def _linear_count(graph: Graph, layer: Layer, weight: Blob) -> int:
         return 0
 
 
-def _is_per_channel(graph: Graph, layer: Layer, blob: Blob) -> bool:
-    """Whether a Scale or Bias has one number a channel."""
-    if layer.type == "Scale":
-        message = graph.net.parsed(layer, "scale_param", caffe_pb2.ScaleParameter).message
-    elif layer.type == "Bias":
-        message = graph.net.parsed(layer, "bias_param", caffe_pb2.BiasParameter).message
-    else:
+def _is_per_channel(graph: Graph, layer: Layer) -> bool:
+    """Whether the first blob of an affine layer has one number a channel, whatever the shape
+    of its bottom is."""
+    kind = AFFINE.get(layer.type)
+    if kind is None:
         return False
-    return len(layer.bottoms) == 1 and (message.axis, message.num_axes) == (1, 1)
+    message = graph.net.parsed(layer, kind.parameter, kind.message).message
+    image = (1, -1, 1, 1)  # no other axis of it is like that of its channels
+    shapes = kind.blob_shapes(message, (image,) * len(layer.bottoms))
+    return shapes is not None and shapes[:1] == (image[1:2],)

@@ -7,14 +7,11 @@ the same both times does not depend on the guess.
 
 from __future__ import annotations
 
-from typing import Optional
-
+from caffe_fold.layers.affine_map import Dims
 from caffe_fold.nets.graph import Graph
 from caffe_fold.verification.shapes import infer
 
-__all__ = ["Dims", "known_shapes"]
-
-Dims = tuple[Optional[int], ...]
+__all__ = ["known_shapes"]
 
 # Large enough for the strides of any net.
 _GUESSES = ((1, 3, 2309, 2311), (2, 5, 2333, 2339))

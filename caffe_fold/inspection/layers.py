@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from caffe_fold.inspection.known_shapes import Dims
 from caffe_fold.inspection.stand_in import StandIn
 from caffe_fold.layers.affine import AFFINE, Refused
+from caffe_fold.layers.affine_map import Dims
 from caffe_fold.layers.linear import LINEAR
 from caffe_fold.planning.facts import Facts
 from caffe_fold.planning.plan import Plan
@@ -124,8 +124,9 @@ def _shapes(facts: Facts, at: int) -> tuple[Dims, ...] | None:
 
 
 def _gain(facts: Facts, at: int) -> tuple[float, float] | None:
-    """The range of a layer's multipliers. A Power's stand in the prototxt."""
-    if isinstance(facts.model, StandIn) and facts.graph.layers[at].type != "Power":
+    """The range of a layer's multipliers. Those of a type without blobs, a Power, stand in
+    the prototxt."""
+    if isinstance(facts.model, StandIn) and any(AFFINE[facts.graph.layers[at].type].blobs):
         return None
     try:
         sizes = np.abs(facts.affine(at).map.scale)

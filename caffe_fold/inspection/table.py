@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 from caffe_fold.errors import show
 from caffe_fold.inspection.inspection import Inspection
-from caffe_fold.inspection.known_shapes import Dims
 from caffe_fold.inspection.layers import Fate, LayerFacts, Totals
+from caffe_fold.layers.affine_map import Dims
 
 if TYPE_CHECKING:
     from rich.console import Console

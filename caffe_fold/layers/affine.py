@@ -7,13 +7,23 @@ and a Power of exponent 1 (power_layer.cpp). Each type is one entry of ``AFFINE`
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from caffe_fold import caffe_pb2
-from caffe_fold.layers.affine_map import AffineMap, AffineType, Array, Constants, Refused
+from caffe_fold.layers.affine_map import (
+    AffineMap,
+    AffineType,
+    Array,
+    Constants,
+    Dims,
+    Refused,
+    Standard,
+)
 from caffe_fold.layers.batch_norm import BATCH_NORM, BN, CUDNN_BATCH_NORM
 
-__all__ = ["AFFINE", "AffineMap", "AffineType", "Array", "Constants", "Refused"]
+__all__ = ["AFFINE", "AffineMap", "AffineType", "Array", "Constants", "Refused", "Standard"]
 
 
 def _channels(constants: Constants, name: str) -> int | None:
@@ -42,7 +52,22 @@ def _channels(constants: Constants, name: str) -> int | None:
     return size
 
 
+def _along(message: Any, bottom: Dims) -> Dims:
+    """The axes of its bottom that a Scale or Bias lies along."""
+    axis, count = int(message.axis), int(message.num_axes)
+    if count == 0:
+        return ()
+    if not bottom:
+        return (None,) * max(count, 1)
+    start = axis + len(bottom) if axis < 0 else axis
+    return bottom[start:] if count < 0 else bottom[start : start + count]
+
+
 def _scale(constants: Constants) -> AffineMap:
+    if len(constants.blobs) == 2 and not constants.message.bias_term:
+        raise Refused(
+            "blob-count", "its prototxt asks for no 'bias_term' and its weights have a bias"
+        )
     channels = _channels(constants, "multiplier")
     scale = constants.blobs[0]
     shift = constants.blobs[1] if len(constants.blobs) > 1 else np.zeros(1)
@@ -57,6 +82,12 @@ def _scale_forward(x: Array, constants: Constants) -> Array:
     return y + constants.blobs[1][:, None] if len(constants.blobs) > 1 else y
 
 
+def _scale_blobs(message: Any, bottoms: tuple[Dims, ...]) -> tuple[Dims, ...] | None:
+    if len(bottoms) > 1:  # the second is the multiplier
+        return None if message.bias_term else ()
+    return (_along(message, bottoms[0]),) * (2 if message.bias_term else 1)
+
+
 def _bias(constants: Constants) -> AffineMap:
     channels = _channels(constants, "shift")
     return AffineMap(np.ones(1), constants.blobs[0], channels)
@@ -64,6 +95,10 @@ def _bias(constants: Constants) -> AffineMap:
 
 def _bias_forward(x: Array, constants: Constants) -> Array:
     return x + constants.blobs[0][:, None]
+
+
+def _bias_blobs(message: Any, bottoms: tuple[Dims, ...]) -> tuple[Dims, ...]:
+    return (_along(message, bottoms[0]),) if len(bottoms) == 1 else ()  # else the second is it
 
 
 def _power(constants: Constants) -> AffineMap:
@@ -85,8 +120,17 @@ AFFINE: dict[str, AffineType] = {
     "BatchNorm": BATCH_NORM,
     "BN": BN,
     "CuDNNBatchNorm": CUDNN_BATCH_NORM,
-    "Scale": AffineType("scale_param", caffe_pb2.ScaleParameter, (1, 2), _scale, _scale_forward),
-    "Bias": AffineType("bias_param", caffe_pb2.BiasParameter, (1,), _bias, _bias_forward),
+    "Scale": AffineType(
+        "scale_param",
+        caffe_pb2.ScaleParameter,
+        (1, 2),
+        _scale,
+        _scale_forward,
+        implied=_scale_blobs,
+    ),
+    "Bias": AffineType(
+        "bias_param", caffe_pb2.BiasParameter, (1,), _bias, _bias_forward, implied=_bias_blobs
+    ),
     # A net has Power layers for reasons of its own, so one that stays needs no reason.
     "Power": AffineType(
         "power_param", caffe_pb2.PowerParameter, (0,), _power, _power_forward, explained=False

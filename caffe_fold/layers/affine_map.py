@@ -7,7 +7,7 @@ Maps compose::
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,25 @@ from numpy.typing import NDArray
 from caffe_fold.choices import Choices
 from caffe_fold.named import NamedTuple
 
-__all__ = ["AffineMap", "AffineType", "Array", "Constants", "Refused"]
+__all__ = [
+    "AffineMap",
+    "AffineType",
+    "Array",
+    "Constants",
+    "Dims",
+    "Refused",
+    "Standard",
+    "channels_of",
+]
 
 Array = NDArray[np.float64]
+Dims = tuple[Optional[int], ...]
+"""A shape as far as it is told: an axis that is not is None, all of it ()."""
+
+
+def channels_of(shape: Dims) -> int | None:
+    """The size of channel axis 1."""
+    return shape[1] if len(shape) > 1 else None
 
 
 class Refused(Exception):
@@ -101,6 +117,15 @@ class Constants(NamedTuple):
         return f"{len(self.shapes)} blobs of the shapes {shapes}"
 
 
+class Standard(NamedTuple):
+    """A layer as a BatchNorm of BVLC Caffe and a Scale behind it: the blobs of each, none
+    where there is nothing to normalise or to scale, and the BatchNorm's eps."""
+
+    norm: tuple[Array, ...] = ()
+    scale: tuple[Array, ...] = ()
+    eps: float = 0.0
+
+
 class AffineType(NamedTuple):
     """One type of affine layer.
 
@@ -110,6 +135,11 @@ class AffineType(NamedTuple):
     are scalars or have one value a channel; it is the proof's, and the fold does not use
     it. ``normalises`` marks what a net that is folded should be free of, ``explained``
     what is explained where it stays.
+
+    ``implied`` gives the shapes of the blobs that the message and the shapes of the
+    bottoms imply, or None where they do not; without it there are as many as there may
+    be, of one number a channel. ``standard`` gives the layer in standard types, for an
+    engine that lacks its own; without it it has no such equal, or is one.
     """
 
     parameter: str
@@ -119,3 +149,13 @@ class AffineType(NamedTuple):
     forward: Callable[[Array, Constants], Array]
     normalises: bool = False
     explained: bool = True
+    implied: Callable[[Any, tuple[Dims, ...]], tuple[Dims, ...] | None] | None = None
+    standard: Callable[[Constants], Standard] | None = None
+
+    def blob_shapes(self, message: Any, bottoms: tuple[Dims, ...]) -> tuple[Dims, ...] | None:
+        """The shapes of a layer's blobs by its prototxt, for bottoms of these shapes."""
+        if not bottoms:
+            return None
+        if self.implied is not None:
+            return self.implied(message, bottoms)
+        return ((channels_of(bottoms[0]),),) * max(self.blobs)

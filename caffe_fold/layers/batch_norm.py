@@ -26,13 +26,24 @@ What the files do not tell is not guessed but refused, unless both readings are 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from caffe_fold import caffe_pb2
-from caffe_fold.layers.affine_map import AffineMap, AffineType, Array, Constants, Refused
+from caffe_fold.layers.affine_map import (
+    AffineMap,
+    AffineType,
+    Array,
+    Constants,
+    Dims,
+    Refused,
+    Standard,
+    channels_of,
+)
 from caffe_fold.named import NamedTuple
 
-__all__ = ["BATCH_NORM", "BN", "CUDNN_BATCH_NORM", "standard_blobs"]
+__all__ = ["BATCH_NORM", "BN", "CUDNN_BATCH_NORM"]
 
 # BatchNormLayer::LayerSetUp of NVIDIA's fork.
 _NVIDIA_LEAST_EPS = np.float32(1e-5)
@@ -100,6 +111,18 @@ def _forward(x: Array, found: _Statistics) -> Array:
     return y if found.bias is None else y + found.bias[:, None]
 
 
+def _standard(found: _Statistics) -> Standard:
+    """The normalisation as BVLC's, and what it scales and shifts by as a Scale."""
+    variance = found.variance
+    if found.is_inverse:
+        variance = found.variance**-2.0 - found.eps
+    norm = (found.mean, variance, np.array([found.factor]))
+    if found.scale is None:
+        return Standard(norm, eps=found.eps)
+    bias = np.zeros_like(found.scale) if found.bias is None else found.bias
+    return Standard(norm, (found.scale, bias), found.eps)
+
+
 def _require_global(constants: Constants) -> None:
     """BVLC's rule: use_global_stats, or else the phase."""
     if constants.choices.assume_global_stats:
@@ -127,8 +150,8 @@ def _require_test_phase(constants: Constants) -> None:
 # ---- BatchNorm ----
 
 
-def _is_nvidia(constants: Constants) -> bool:
-    return any(map(constants.message.HasField, ("scale_bias", "scale_filler")))
+def _is_nvidia(message: Any) -> bool:
+    return any(map(message.HasField, ("scale_bias", "scale_filler")))
 
 
 def _is_intel(constants: Constants) -> bool:
@@ -171,7 +194,7 @@ def _require_asked(constants: Constants, scale: bool, bias: bool) -> None:
     filled = any(map(message.HasField, ("bias_filler", "filler")))
     both = message.scale_bias or message.HasField("scale_filler")
     asked = (
-        (_is_nvidia(constants), both, bias),
+        (_is_nvidia(message), both, bias),
         (message.HasField("use_weight_bias"), message.use_weight_bias, scale),
         (message.HasField("bias_term"), message.bias_term, bias),
         (filled, True, scale),
@@ -187,7 +210,7 @@ def _require_asked(constants: Constants, scale: bool, bias: bool) -> None:
 def _told_by_signs(constants: Constants, nvidia: tuple[str, ...]) -> str:
     """The rules of five blobs whose order is that of both forks; ``nvidia`` are those of
     NVIDIA's layouts that the blobs fit."""
-    signs = (_is_nvidia(constants), _is_intel(constants))
+    signs = (_is_nvidia(constants.message), _is_intel(constants))
     if signs == (False, True):
         return "intel"
     if signs == (True, False):
@@ -240,7 +263,7 @@ def _batch_norm_statistics(constants: Constants) -> _Statistics:
     is_nvidia = layout in ("nvidia", "digits")
     # NVIDIA's layer has three blobs with ``scale_bias: false``, and its other rules hold; the
     # factor of three is divided out when they are loaded.
-    follows_nvidia = is_nvidia or (_is_nvidia(constants) and not _is_intel(constants))
+    follows_nvidia = is_nvidia or (_is_nvidia(constants.message) and not _is_intel(constants))
     eps = np.float32(constants.message.eps)
     if follows_nvidia:
         _require_test_phase(constants)
@@ -255,6 +278,18 @@ def _batch_norm_statistics(constants: Constants) -> _Statistics:
     )
 
 
+def _batch_norm_blobs(message: Any, bottoms: tuple[Dims, ...]) -> tuple[Dims, ...]:
+    channels = channels_of(bottoms[0])
+    has_filler = any(map(message.HasField, ("scale_filler", "bias_filler", "filler")))
+    if _is_nvidia(message):
+        more = 2 if message.scale_bias or has_filler else 0
+    elif message.bias_term or (has_filler and not message.HasField("bias_term")):
+        more = 2
+    else:
+        more = 1 if message.use_weight_bias or has_filler else 0
+    return ((channels,), (channels,), (1,), *[(channels,)] * more)
+
+
 BATCH_NORM = AffineType(
     "batch_norm_param",
     caffe_pb2.BatchNormParameter,
@@ -262,6 +297,8 @@ BATCH_NORM = AffineType(
     lambda constants: _map(_batch_norm_statistics(constants)),
     lambda x, constants: _forward(x, _batch_norm_statistics(constants)),
     normalises=True,
+    implied=_batch_norm_blobs,
+    standard=lambda constants: _standard(_batch_norm_statistics(constants)),
 )
 
 
@@ -309,7 +346,27 @@ def _bn_statistics(constants: Constants) -> _Statistics:
     return _Statistics(mean, variance, 1.0, eps, slope, bias, is_inverse)
 
 
-BN = AffineType("bn_param", caffe_pb2.BNParameter, (2, 4), _bn, _bn_forward, normalises=True)
+def _bn_standard(constants: Constants) -> Standard:
+    if len(constants.blobs) == 2:
+        return Standard(scale=_segnet_blobs(constants))
+    return _standard(_bn_statistics(constants))
+
+
+def _bn_blobs(message: Any, bottoms: tuple[Dims, ...]) -> tuple[Dims, ...]:
+    is_segnet = any(map(message.HasField, ("bn_mode", "scale_filler", "shift_filler")))
+    return ((channels_of(bottoms[0]),),) * (2 if is_segnet else 4)
+
+
+BN = AffineType(
+    "bn_param",
+    caffe_pb2.BNParameter,
+    (2, 4),
+    _bn,
+    _bn_forward,
+    normalises=True,
+    implied=_bn_blobs,
+    standard=_bn_standard,
+)
 
 
 # ---- CuDNNBatchNorm ----
@@ -336,28 +393,5 @@ CUDNN_BATCH_NORM = AffineType(
     lambda constants: _map(_cudnn_statistics(constants)),
     lambda x, constants: _forward(x, _cudnn_statistics(constants)),
     normalises=True,
+    standard=lambda constants: _standard(_cudnn_statistics(constants)),
 )
-
-
-# ---- As standard layers ----
-
-
-def standard_blobs(type: str, constants: Constants) -> tuple[list[Array], list[Array], float]:
-    """A layer of these types as a BatchNorm and a Scale of BVLC Caffe: the blobs of both,
-    and eps. The Scale's are empty where there is nothing to scale, the BatchNorm's where
-    there is nothing to normalise.
-
-    :raises Refused: where it has no such equal.
-    """
-    if type == "BN" and len(constants.blobs) == 2:
-        return [], list(_segnet_blobs(constants)), 0.0
-    read = {"BN": _bn_statistics, "CuDNNBatchNorm": _cudnn_statistics}
-    found = read.get(type, _batch_norm_statistics)(constants)
-    variance = found.variance
-    if found.is_inverse:
-        variance = found.variance**-2.0 - found.eps
-    factor = np.array([found.factor])
-    if found.scale is None:
-        return [found.mean, variance, factor], [], found.eps
-    bias = np.zeros_like(found.scale) if found.bias is None else found.bias
-    return [found.mean, variance, factor], [found.scale, bias], found.eps

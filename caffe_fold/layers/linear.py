@@ -19,19 +19,21 @@ InnerProduct (N, K) or transposed (K, N) (InnerProductLayer::LayerSetUp).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any, Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from caffe_fold import caffe_pb2
-from caffe_fold.layers.affine import Refused
+from caffe_fold.layers.affine_map import Dims, Refused, channels_of
 from caffe_fold.named import NamedTuple
 
 __all__ = ["LINEAR", "Layout", "LinearType", "fitted"]
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
+Shape = tuple[int, ...]
 
 
 class Layout(NamedTuple):
@@ -72,12 +74,9 @@ class Layout(NamedTuple):
         return rows // outputs // inputs * outputs + rows % outputs
 
     def input_of(self, rows: Indices) -> Indices:
-        """The input vector of each row: a row's index into ``spread``."""
-        if self.kind == "convolution":
-            return rows // (self.outputs // self.group)
-        if self.kind == "deconvolution":
-            return rows // (self.outputs // self.group)
-        return np.zeros_like(rows)
+        """The input vector of each row, its index into ``spread`` (for "convolution" and
+        "deconvolution" alone: "inner" has one input vector, "transposed" one a row)."""
+        return rows // (self.outputs // self.group)
 
     def add_per_output(self, sums: Array, block: Array, row: int, col: int) -> None:
         """Add the numbers of a block, which begins at a row and column, to those of their
@@ -110,16 +109,34 @@ class Layout(NamedTuple):
 
 
 class LinearType(NamedTuple):
-    """One type of linear layer: its prototxt message, and how its layout is read.
+    """One type of linear layer.
 
-    ``read`` takes the message, the weights' shape and the bottom's rank (None where not
-    known), and raises Refused where they do not fit each other.
+    ``parameter`` and ``message`` are its hyper-parameters in the prototxt, which have a
+    ``num_output`` and a ``bias_term``; ``weight_rank`` is how many axes its weights have,
+    or None if as many as its bottom. ``read`` takes the message, the weights' shape and
+    the bottom's rank (None where not known), and raises Refused where they do not fit each
+    other. ``weight`` gives the weights' shape, and ``top`` the top's, that the message and
+    the bottom's shape imply. ``flattens`` is whether it takes the numbers of all axes from
+    ``axis`` on as one row, as an InnerProduct does.
+
+    ``standard`` is the type of BVLC Caffe that computes the same, where this is another,
+    and ``added`` the text that its message needs then.
     """
 
     parameter: str
     message: type[Any]
     weight_rank: int | None
     read: Callable[[Any, tuple[int, ...], int | None], Layout]
+    weight: Callable[[Any, Dims], Dims]
+    top: Callable[[Any, Shape], Shape]
+    flattens: bool = False
+    standard: str = ""
+    added: Callable[[Any], str] = lambda message: ""
+
+    def blob_shapes(self, message: Any, bottoms: tuple[Dims, ...]) -> tuple[Dims, ...]:
+        """The shapes of a layer's blobs by its prototxt, for bottoms of these shapes."""
+        weight = self.weight(message, bottoms[0] if bottoms else ())
+        return (weight, (message.num_output,)) if message.bias_term else (weight,)
 
 
 def fitted(shape: tuple[int, ...], legacy: bool, rank: int | None) -> tuple[int, ...]:
@@ -226,14 +243,103 @@ def _inner_product(message: Any, shape: tuple[int, ...], rank: int | None) -> La
     return Layout("transposed" if message.transpose else "inner", outputs, inputs, 1, 1, "")
 
 
+# ---- The shapes that a prototxt implies ----
+
+
+def _convolution_weight(message: Any, bottom: Dims) -> Dims:
+    inputs = channels_of(bottom)
+    of_group = None if inputs is None else inputs // max(message.group, 1)
+    return (message.num_output, of_group, *_told_kernel(message, bottom))
+
+
+def _depthwise_weight(message: Any, bottom: Dims) -> Dims:
+    if message.HasField("group"):
+        return _convolution_weight(message, bottom)
+    return (message.num_output, 1, *_told_kernel(message, bottom))
+
+
+def _deconvolution_weight(message: Any, bottom: Dims) -> Dims:
+    of_group = message.num_output // max(message.group, 1)
+    return (channels_of(bottom), of_group, *_told_kernel(message, bottom))
+
+
+def _inner_product_weight(message: Any, bottom: Dims) -> Dims:
+    known = [dim for dim in bottom[1:] if dim is not None]
+    inputs = math.prod(known) if known and len(known) == len(bottom) - 1 else None
+    return (inputs, message.num_output) if message.transpose else (message.num_output, inputs)
+
+
+def _told_kernel(message: Any, bottom: Dims) -> Dims:
+    spatial = max(len(bottom) - 2, 1) if bottom else 2
+    return _kernel(message, spatial) or (None,) * spatial
+
+
+def _convolved(message: Any, bottom: Shape) -> Shape:
+    windows = _windows(message, bottom)
+    sizes = [(size + 2 * pad - span) // stride + 1 for size, span, stride, pad in windows]
+    return (*bottom[:1], message.num_output, *sizes)
+
+
+def _deconvolved(message: Any, bottom: Shape) -> Shape:
+    windows = _windows(message, bottom)
+    sizes = [stride * (size - 1) + span - 2 * pad for size, span, stride, pad in windows]
+    return (*bottom[:1], message.num_output, *sizes)
+
+
+def _windows(message: Any, bottom: Shape) -> Iterator[tuple[int, int, int, int]]:
+    """Of each axis behind the channels its size, how much of it the kernel spans, the stride
+    and the padding; a kernel that is not given is 1 (BaseConvolutionLayer::LayerSetUp)."""
+    axes = len(bottom) - 2
+    kernel = _kernel(message, axes) or (1,) * axes
+    dilations = _spread(message.dilation, axes, 1)
+    spans = [dilation * (size - 1) + 1 for dilation, size in zip(dilations, kernel)]
+    strides, pads = _sides(message, "stride"), _sides(message, "pad")
+    return zip(bottom[2:], spans, _spread(strides, axes, 1), _spread(pads, axes, 0))
+
+
+def _sides(message: Any, name: str) -> Sequence[int]:
+    """``pad_h`` and ``pad_w``, or else ``pad``; and ``stride`` likewise."""
+    sides = (f"{name}_h", f"{name}_w")
+    if any(map(message.HasField, sides)):
+        return [getattr(message, side) for side in sides]
+    found: Sequence[int] = getattr(message, name)
+    return found
+
+
+def _spread(given: Sequence[int], axes: int, default: int) -> Sequence[int]:
+    """One number an axis, where one, or all, or none are given."""
+    return given if len(given) == axes else [*given, default][:1] * axes
+
+
+def _flattened(message: Any, bottom: Shape) -> Shape:
+    return (*bottom[: message.axis], message.num_output)
+
+
 _CONVOLUTION = ("convolution_param", caffe_pb2.ConvolutionParameter)
+_DEPTHWISE = LinearType(
+    *_CONVOLUTION,
+    None,
+    _depthwise,
+    _depthwise_weight,
+    _convolved,
+    standard="Convolution",
+    added=lambda message: "" if message.HasField("group") else f"group: {message.num_output}",
+)
 
 LINEAR: dict[str, LinearType] = {
-    "Convolution": LinearType(*_CONVOLUTION, None, _convolution),
-    "DepthwiseConvolution": LinearType(*_CONVOLUTION, None, _depthwise),
-    "ConvolutionDepthwise": LinearType(*_CONVOLUTION, None, _depthwise),
-    "Deconvolution": LinearType(*_CONVOLUTION, None, _deconvolution),
+    "Convolution": LinearType(*_CONVOLUTION, None, _convolution, _convolution_weight, _convolved),
+    "DepthwiseConvolution": _DEPTHWISE,
+    "ConvolutionDepthwise": _DEPTHWISE,
+    "Deconvolution": LinearType(
+        *_CONVOLUTION, None, _deconvolution, _deconvolution_weight, _deconvolved
+    ),
     "InnerProduct": LinearType(
-        "inner_product_param", caffe_pb2.InnerProductParameter, 2, _inner_product
+        "inner_product_param",
+        caffe_pb2.InnerProductParameter,
+        2,
+        _inner_product,
+        _inner_product_weight,
+        _flattened,
+        flattens=True,
     ),
 }

@@ -12,18 +12,13 @@ from dataclasses import dataclass
 
 from caffe_fold.layers.affine import AFFINE
 from caffe_fold.layers.linear import LINEAR
+from caffe_fold.layers.other import ACTIVATIONS
 from caffe_fold.nets.graph import Graph
 from caffe_fold.planning.surgery import Surgery
 
 __all__ = ["Picture", "Wiring", "after", "before", "picture"]
 
-_FOLLOWING = frozenset(
-    (
-        "AbsVal BNLL Clip Dropout ELU Exp HardSigmoid HardSwish Log Mish PReLU ReLU ReLU6 Sigmoid "
-        "Split Swish TanH Threshold"
-    ).split()
-) | frozenset(AFFINE)
-
+_FOLLOWING = ACTIVATIONS | frozenset(AFFINE)
 
 # Layers between two readers of an input from which on it is drawn again.
 _FAR = 30

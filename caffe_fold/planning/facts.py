@@ -22,7 +22,6 @@ from caffe_fold.nets.graph import Graph
 from caffe_fold.nets.messages import Parsed
 from caffe_fold.nets.net import Layer
 from caffe_fold.nets.prototxt import Field
-from caffe_fold.nets.ranks import ranks
 from caffe_fold.planning.sharing import Sharing
 from caffe_fold.weights.blob import Blob
 from caffe_fold.weights.caffemodel import Caffemodel, Entry
@@ -129,10 +128,6 @@ class Facts:
             raise Refused("loss-weight", "its 'loss_weight' makes its top a part of the loss")
         parsed = self.parsed(layer, kind.parameter, kind.message)
         entries, blobs = self._blobs(layer, kind.blobs) if max(kind.blobs) else ((), ())
-        if layer.type == "Scale" and len(blobs) == 2 and not parsed.message.bias_term:
-            raise Refused(
-                "blob-count", "its prototxt asks for no 'bias_term' and its weights have a bias"
-            )
         self.sharing.require_equal_copies(at)
         shapes = tuple(fitted(blob.shape, blob.legacy, 1) for blob in blobs)
         values = tuple(self.model.vector(blob) for blob in blobs)
@@ -251,6 +246,8 @@ class Facts:
         if getattr(parsed.message, "axis", 1) >= 0:
             return None
         if self._ranks is None:
+            from caffe_fold.planning.ranks import ranks  # which hardly any net needs
+
             self._ranks = ranks(self.graph, self.model)
         return self._ranks[self.graph.bottoms[at][0]]
 

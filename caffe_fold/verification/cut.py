@@ -13,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from caffe_fold.layers.affine import Refused
+from caffe_fold.layers.linear import LINEAR
 from caffe_fold.verification.engine import TRANSPOSED
+from caffe_fold.verification.fields import fields_of
 from caffe_fold.verification.match import Matching, Pair
 from caffe_fold.verification.shapes import Shape, infer
 from caffe_fold.verification.sides import Side
@@ -48,14 +50,17 @@ def parts(
     shapes: Mapping[int, Shape],
     known: frozenset[str],
 ) -> Section:
-    """Both nets without the layers whose type an engine does not know."""
+    """Both nets without the layers whose type an engine does not know, and without what
+    was folded into them."""
     inferred = infer(a.graph, shapes)
     graph = a.graph
+    places = a.places
+    folds = {places.get(pair.layer): pair for pair in matching.pairs if pair.is_fold}
     cut: set[int] = set()
     made: dict[int, Shape] = {}
     there = set(shapes)
     for at, layer in enumerate(graph.layers):
-        if not layer.bottoms:
+        if not layer.bottoms or at in cut:
             continue
         is_known = kind_to_run(a, at) in known
         if is_known and is_retyped(a, at):
@@ -64,7 +69,11 @@ def parts(
             there.update(graph.tops[at])
             continue
         cut.add(at)
-        for value in graph.tops[at]:
+        tops = graph.tops[at]
+        if at in folds:  # what it took in goes with it: the folded net has no value between
+            cut.update(folds[at].behind)
+            tops = (folds[at].original,)
+        for value in tops:
             if value in inferred and graph.readers[value]:
                 made[value] = inferred[value]
                 there.add(value)
@@ -190,7 +199,6 @@ def _channels(side: Side, run: tuple[int, ...], inferred: Shape | None) -> int |
 
 
 def _dilation(side: Side, at: int) -> int:
-    from caffe_fold.verification.fields import fields_of
-
-    fields = fields_of(side.graph.net.document, side.graph.layers[at])
-    return max(fields.message("convolution_param").integers("dilation"), default=1)
+    layer = side.graph.layers[at]
+    fields = fields_of(side.graph.net.document, layer)
+    return max(fields.message(LINEAR[layer.type].parameter).integers("dilation"), default=1)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from caffe_fold.choices import CHANNEL_ORDERS
 from caffe_fold.errors import EngineMissing, InputError, Path, show
 from caffe_fold.hints import closest
+from caffe_fold.layers.linear import LINEAR
 from caffe_fold.verification.fields import fields_of
 from caffe_fold.verification.shapes import Shape, stated
 from caffe_fold.verification.sides import Side
@@ -114,9 +115,8 @@ def _read_channels(side: Side, value: int) -> int | None:
 
 def _of_inner_product(side: Side, value: int, batch: int) -> Shape | None:
     """What an InnerProduct alone reads is as long as its weights are."""
-    graph = side.graph
-    readers = graph.readers[value]
-    if not readers or any(graph.layers[at].type != "InnerProduct" for at, _ in readers):
+    kinds = [LINEAR.get(side.graph.layers[at].type) for at, _ in side.graph.readers[value]]
+    if not kinds or not all(kind is not None and kind.flattens for kind in kinds):
         return None
     length = _read_channels(side, value)
     return (batch, length) if length else None

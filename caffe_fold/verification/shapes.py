@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Optional
 
+from caffe_fold.layers.linear import LINEAR
+from caffe_fold.layers.other import keeps_shape
 from caffe_fold.nets.graph import Graph
 from caffe_fold.nets.net import Layer
 from caffe_fold.verification.fields import Fields, fields_of
@@ -18,16 +20,6 @@ __all__ = ["Shape", "infer", "stated"]
 
 Shape = tuple[int, ...]
 Shapes = Sequence[Optional[Shape]]
-
-# Their tops have the shape of their first bottom.
-_SAME = frozenset(
-    (
-        "AbsVal BN BNLL BatchNorm Bias Clip CuDNNBatchNorm Dropout ELU Exp HardSigmoid HardSwish "
-        "LRN Log MVN Mish Normalize PReLU Power ReLU ReLU6 Scale ShuffleChannel Sigmoid "
-        "Softmax Split Swish TanH Threshold"
-    ).split()
-)
-_CONVOLUTIONS = frozenset(("Convolution", "DepthwiseConvolution", "ConvolutionDepthwise"))
 
 
 def stated(graph: Graph, value: int) -> Shape | None:
@@ -78,15 +70,17 @@ def _tops(graph: Graph, layer: Layer, bottoms: Shapes) -> Shapes:
 
 def _by_rule(graph: Graph, layer: Layer, bottoms: Shapes) -> Shapes:
     first, count = bottoms[0], len(layer.tops)
+    kind = LINEAR.get(layer.type)
+    if kind is not None:
+        message = graph.net.parsed(layer, kind.parameter, kind.message).message
+        return [None if shape is None else kind.top(message, shape) for shape in bottoms]
     fields = fields_of(graph.net.document, layer)
-    if layer.type in _SAME:
+    if keeps_shape(layer.type):
         return [first] * count
     if layer.type == "Eltwise":
         return [next((shape for shape in bottoms if shape), None)]
     if layer.type == "Axpy":
         return [next((shape for shape in bottoms[1:] if shape), None)]
-    if layer.type in _CONVOLUTIONS or layer.type == "Deconvolution":
-        return [_convolved(layer, fields, shape) for shape in bottoms]
     if layer.type == "Slice":
         return _sliced(fields.message("slice_param"), first, count)
     if first is None or layer.type not in _RULES:
@@ -99,48 +93,15 @@ def _by_rule(graph: Graph, layer: Layer, bottoms: Shapes) -> Shapes:
 # ---- One rule a type ----
 
 
-def _convolved(layer: Layer, fields: Fields, bottom: Shape | None) -> Shape | None:
-    if bottom is None or len(bottom) < 3:
-        return None
-    message = fields.message("convolution_param")
-    axes = len(bottom) - 2
-    kernel, stride, pad = (
-        _per_axis(message, name, axes, default)
-        for name, default in (("kernel", 0), ("stride", 1), ("pad", 0))
-    )
-    dilation = _spread(message.integers("dilation"), axes, 1)
-    sizes = []
-    for size, k, s, p, d in zip(bottom[2:], kernel, stride, pad, dilation):
-        span = d * (k - 1) + 1
-        if layer.type == "Deconvolution":
-            sizes.append(s * (size - 1) + span - 2 * p)
-        else:
-            sizes.append((size + 2 * p - span) // s + 1)
-    return (bottom[0], message.integer("num_output", 0), *sizes)
-
-
-def _per_axis(message: Fields, name: str, axes: int, default: int) -> list[int]:
-    """``pad_h`` and ``pad_w``, or ``pad`` once or once an axis; ``kernel_size`` likewise."""
-    if axes == 2 and (message.has(f"{name}_h") or message.has(f"{name}_w")):
-        return [message.integer(f"{name}_{axis}", default) for axis in "hw"]
-    found = message.integers("kernel_size" if name == "kernel" else name)
-    return _spread(found, axes, default)
-
-
-def _spread(found: list[int], axes: int, default: int) -> list[int]:
-    return found if len(found) == axes else [(found or [default])[0]] * axes
-
-
 def _pooled(fields: Fields, bottom: Shape) -> Shape | None:
     message = fields.message("pooling_param")
     if len(bottom) != 4:
         return None
     if message.flag("global_pooling"):
         return (*bottom[:2], 1, 1)
-    kernel, stride, pad = (
-        _per_axis(message, name, 2, default)
-        for name, default in (("kernel", 0), ("stride", 1), ("pad", 0))
-    )
+    kernel = _sides(message, "kernel", message.integer("kernel_size", 0))
+    stride = _sides(message, "stride", message.integer("stride", 1))
+    pad = _sides(message, "pad", message.integer("pad", 0))
     is_floor = message.word("round_mode") in ("FLOOR", "1") or message.word("ceil_mode") == "false"
     sizes = []
     for size, k, s, p in zip(bottom[2:], kernel, stride, pad):
@@ -153,10 +114,8 @@ def _pooled(fields: Fields, bottom: Shape) -> Shape | None:
     return (*bottom[:2], *sizes)
 
 
-def _inner(fields: Fields, bottom: Shape) -> Shape:
-    message = fields.message("inner_product_param")
-    axis = _axis(message.integer("axis", 1), len(bottom))
-    return (*bottom[:axis], message.integer("num_output", 0))
+def _sides(message: Fields, name: str, both: int) -> list[int]:
+    return [message.integer(f"{name}_{side}", both) for side in "hw"]
 
 
 def _axis(axis: int, rank: int) -> int:
@@ -233,7 +192,6 @@ def _sliced(message: Fields, bottom: Shape | None, count: int) -> Shapes:
 
 _RULES: dict[str, Callable[[Fields, Shape], Shape | None]] = {
     "Pooling": _pooled,
-    "InnerProduct": _inner,
     "Flatten": _flattened,
     "Permute": _permuted,
     "Reshape": _reshaped,

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from caffe_fold.layers.affine import AFFINE, Refused
-from caffe_fold.layers.batch_norm import standard_blobs
 from caffe_fold.layers.linear import LINEAR
 from caffe_fold.nets.net import Layer
 from caffe_fold.nets.prototxt import Edit, Field
@@ -26,9 +25,6 @@ from caffe_fold.verification.sides import Side
 from caffe_fold.verification.weights import Stored, stored, write_weights
 
 __all__ = ["Draft", "as_it_is", "is_retyped", "kind_to_run", "standard_type", "write_draft"]
-
-_AS_CONVOLUTION = frozenset(("DepthwiseConvolution", "ConvolutionDepthwise"))
-_AS_BATCH_NORM = frozenset(("BN", "CuDNNBatchNorm"))
 
 
 @dataclass(frozen=True)
@@ -41,15 +37,20 @@ class Draft:
 
 def standard_type(layer: Layer) -> str:
     """The type under which an engine gets a layer."""
-    if layer.type in _AS_CONVOLUTION:
-        return "Convolution"
-    return "BatchNorm" if layer.type in _AS_BATCH_NORM else layer.type
+    if layer.type in LINEAR:
+        return LINEAR[layer.type].standard or layer.type
+    return "BatchNorm" if _has_standard(layer) else layer.type
+
+
+def _has_standard(layer: Layer) -> bool:
+    """Whether an affine layer can be written as a BatchNorm and a Scale."""
+    return layer.type in AFFINE and AFFINE[layer.type].standard is not None
 
 
 def kind_to_run(side: Side, at: int) -> str:
     """What an engine has to know to run a layer: its type there, or more than that."""
     layer = side.graph.layers[at]
-    if layer.type == "InnerProduct":
+    if standard_type(layer) == "InnerProduct":
         fields = fields_of(side.graph.net.document, layer)
         if any(message.flag("transpose") for message in fields.messages("inner_product_param")):
             return TRANSPOSED
@@ -59,12 +60,10 @@ def kind_to_run(side: Side, at: int) -> str:
 def is_retyped(side: Side, at: int) -> bool:
     """Whether a layer has to be written as others, because of its type or its blobs."""
     layer = side.graph.layers[at]
-    if layer.type in _AS_BATCH_NORM:
-        return True
+    if layer.type != "BatchNorm":
+        return _has_standard(layer)
     entry = side.entry(layer)
-    if layer.type != "BatchNorm" or entry is None:
-        return False
-    return len(entry.blobs) != 3 or side.facts.choices.assume_global_stats
+    return entry is not None and (len(entry.blobs) != 3 or side.facts.choices.assume_global_stats)
 
 
 def as_it_is(side: Side, inputs: Mapping[int, str]) -> Job:
@@ -129,9 +128,10 @@ class _Writer:
             self.outputs[value] = (layer.name, top, slot)
 
     def _normalisation(self, at: int, layer: Layer, bottom: str, top: str) -> None:
-        """A BatchNorm of another layout as a BatchNorm and a Scale."""
-        constants = self.side.facts.affine(at).constants
-        norm, scale, eps = standard_blobs(layer.type, constants)
+        """An affine layer as a BatchNorm and a Scale."""
+        affine = self.side.facts.affine(at)
+        assert affine.kind.standard is not None, "see is_retyped"
+        norm, scale, eps = affine.kind.standard(affine.constants)
         graph = self.side.graph
         quoted = graph.net.document.value(layer.all("name")[0])
         steps = [
@@ -175,16 +175,14 @@ def _copy(side: Side, layer: Layer, bottoms: list[str], tops: list[str]) -> str:
 
 
 def _retyping(side: Side, layer: Layer) -> list[Edit]:
-    """A depthwise type as a Convolution; where it gives no groups, each channel is one."""
-    if layer.type not in _AS_CONVOLUTION:
+    """A linear type of a fork as its standard equal."""
+    kind = LINEAR.get(layer.type)
+    if kind is None or not kind.standard:
         return []
-    edits = [Edit(f.value_start, f.value_end, '"Convolution"') for f in layer.all("type")]
-    for message in layer.all("convolution_param"):
-        names = {f.name for f in message.fields or ()}
-        if "group" not in names:
-            groups = _value(side, message, "num_output")
-            edits.append(_appended(message, f"group: {groups}"))
-    return edits
+    edits = [Edit(f.value_start, f.value_end, f'"{kind.standard}"') for f in layer.all("type")]
+    parsed = side.graph.net.parsed(layer, kind.parameter, kind.message)
+    added = kind.added(parsed.message)
+    return edits + [_appended(message, added) for message in layer.all(kind.parameter) if added]
 
 
 def _bias_term(side: Side, layer: Layer) -> list[Edit]:
@@ -202,11 +200,6 @@ def _bias_term(side: Side, layer: Layer) -> list[Edit]:
 
 def _appended(message: Field, text: str) -> Edit:
     return Edit(message.value_end - 1, message.value_end - 1, f" {text} ")
-
-
-def _value(side: Side, message: Field, name: str) -> str:
-    document = side.graph.net.document
-    return next((document.value(f) for f in message.fields or () if f.name == name), "1")
 
 
 def can_be_standard(side: Side, at: int) -> bool:

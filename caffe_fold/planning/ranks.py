@@ -7,19 +7,14 @@ from __future__ import annotations
 
 from caffe_fold import caffe_pb2
 from caffe_fold.layers.linear import LINEAR
+from caffe_fold.layers.other import keeps_shape
 from caffe_fold.nets.graph import Graph
 from caffe_fold.weights.caffemodel import Caffemodel
 
 __all__ = ["ranks"]
 
-# Their first top has as many axes as their first bottom.
-_RANK_PRESERVING = frozenset(
-    (
-        "AbsVal BN BNLL BatchNorm Bias Clip Concat Crop Dropout ELU Eltwise Exp LRN Log MVN "
-        "Normalize PReLU Pooling Power ReLU ReLU6 Scale Sigmoid Slice Softmax Split Swish "
-        "TanH Threshold"
-    ).split()
-)
+# Their tops have as many axes as their first bottom, and another shape.
+_RESHAPING = frozenset("Concat Crop Eltwise Pooling Slice".split())
 
 
 def ranks(graph: Graph, model: Caffemodel) -> dict[int, int | None]:
@@ -44,22 +39,13 @@ def _rank(graph: Graph, model: Caffemodel, at: int, slot: int, bottom: int | Non
         if not message.shape:
             return None
         return len(message.shape[slot if len(message.shape) > slot else 0].dim)
-    if layer.type == "InnerProduct":
-        message = graph.net.parsed(
-            layer, "inner_product_param", caffe_pb2.InnerProductParameter
-        ).message
-        axis: int = message.axis
-        if axis >= 0:
-            return axis + 1
-        return None if bottom is None else bottom + axis + 1
-    if layer.type in LINEAR:
-        return bottom or _weight_rank(graph, model, at)
-    return bottom if layer.type in _RANK_PRESERVING else None
-
-
-def _weight_rank(graph: Graph, model: Caffemodel, at: int) -> int | None:
-    """A convolution along axis 1 has weights of its bottom's rank."""
-    layer = graph.layers[at]
-    axis = graph.net.parsed(layer, "convolution_param", caffe_pb2.ConvolutionParameter).message.axis
-    entries = model.by_name.get(layer.name, ())
-    return len(entries[0].blobs[0].shape) if axis == 1 and entries and entries[0].blobs else None
+    kind = LINEAR.get(layer.type)
+    if kind is None:
+        return bottom if keeps_shape(layer.type) or layer.type in _RESHAPING else None
+    axis = getattr(graph.net.parsed(layer, kind.parameter, kind.message).message, "axis", 1)
+    if kind.flattens:
+        return axis + 1 if axis >= 0 else None if bottom is None else bottom + axis + 1
+    if bottom is None and kind.weight_rank is None and axis == 1:
+        entries = model.by_name.get(layer.name, ())
+        return len(entries[0].blobs[0].shape) if entries and entries[0].blobs else None
+    return bottom
