@@ -11,12 +11,9 @@ and caffe alone, and runs on Python 2.7 and from 3.6 on, with any pycaffe.
 # Python 2.7 knows no annotations.
 # mypy: ignore-errors
 
+import argparse
 import os
-import sys
 
-os.environ.setdefault("GLOG_minloglevel", "2")
-
-import caffe
 import numpy
 
 EPS = 1e-5
@@ -56,12 +53,20 @@ def copy(net, folded):
 
 
 def main():
-    model, weights, folded_model, output = sys.argv[1:]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name in ("model", "weights", "folded_model", "output"):
+        parser.add_argument(name)
+    given = parser.parse_args()
+    os.environ.setdefault("GLOG_minloglevel", "2")
+    import caffe
+
     caffe.set_mode_cpu()
-    net = caffe.Net(model, weights, caffe.TEST)
-    folded = caffe.Net(folded_model, caffe.TEST)
+    net = caffe.Net(given.model, given.weights, caffe.TEST)
+    folded = caffe.Net(given.folded_model, caffe.TEST)
     copy(net, folded)
-    folded.save(output)
+    folded.save(given.output)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ checks nothing.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,11 +66,16 @@ def fold(net: caffe_pb2.NetParameter) -> None:
 
 
 def main() -> None:
-    source, target = map(Path, sys.argv[1:])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("output", type=Path)
+    given = parser.parse_args()
     net = caffe_pb2.NetParameter()
-    net.ParseFromString(source.read_bytes())
+    net.ParseFromString(given.weights.read_bytes())
     fold(net)
-    target.write_bytes(net.SerializeToString())
+    given.output.write_bytes(net.SerializeToString())
 
 
 if __name__ == "__main__":

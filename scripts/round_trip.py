@@ -52,16 +52,6 @@ A bold cell is above that. Where OpenCV and Caffe find the same folded net right
 the toolchain's own.
 """
 
-PEERS = """
-What the two classic merge scripts do, on 29 real nets with BatchNorm, judged by OpenCV and real
-Caffe:
-
-| script | right | silently wrong | crashes |
-|---|---|---|---|
-| MobileNet-SSD `merge_bn.py` | 6 | 7 | 16 |
-| PVANet `gen_merged_model.py` | 3 | 13 | 13 |
-"""
-
 
 @dataclass(frozen=True)
 class Pair:
@@ -207,7 +197,7 @@ def main() -> None:
         tolerance=TOLERANCE, engines=" | ".join(engines), rules="|".join("---" for _ in engines)
     )
     given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.write_text(head + "\n".join(rows) + "\n" + NOTES + PEERS, "utf-8")
+    given.output.write_text(head + "\n".join(rows) + "\n" + NOTES, "utf-8")
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

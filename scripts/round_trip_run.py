@@ -7,7 +7,7 @@ OUT.npz gets their outputs as "a/NAME" and "b/NAME". It needs numpy and the tool
 
 from __future__ import annotations
 
-import sys
+import argparse
 from typing import Any
 
 import numpy as np
@@ -51,10 +51,18 @@ def by_openvino(model: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    engine, a, b, target = sys.argv[1:]
-    run = {"mnn": by_mnn, "openvino": by_openvino}[engine]
-    found = {f"{side}/{name}": v for side, m in zip("ab", (a, b)) for name, v in run(m).items()}
-    np.savez(target, **found)
+    engines = {"mnn": by_mnn, "openvino": by_openvino}
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("engine", choices=engines)
+    for name in ("a", "b", "output"):
+        parser.add_argument(name)
+    given = parser.parse_args()
+    nets = {"a": given.a, "b": given.b}
+    run = engines[given.engine]
+    found = {f"{side}/{name}": v for side, net in nets.items() for name, v in run(net).items()}
+    np.savez(given.output, **found)
 
 
 if __name__ == "__main__":

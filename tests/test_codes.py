@@ -1,4 +1,5 @@
-"""The stable codes of --json: all of them are known, and each is told of by some test."""
+"""The stable codes of --json: all of them are known, each is explained to the user, and each is
+told of by some test."""
 
 from __future__ import annotations
 
@@ -52,6 +53,12 @@ def made(makers: set[str]) -> Iterator[str]:
 def test_the_codes_are_these() -> None:
     assert sorted(set(made({"Refused", "Blocked", "Left"}))) == sorted([*STAYS, *LEFT])
     assert sorted(set(made({"Note"}))) == sorted(NOTES)
+
+
+def test_the_codes_are_explained() -> None:
+    text = (TESTS.parent / "docs" / "refusals.md").read_text(encoding="utf-8")
+    tables = [re.findall(r"^\| `([a-z-]+)` \|", part, re.MULTILINE) for part in text.split("\n## ")]
+    assert tables == [[], STAYS, LEFT, NOTES]
 
 
 def test_codes_are_short_words() -> None:

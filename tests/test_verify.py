@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -237,6 +238,33 @@ def test_a_bn_with_a_wrong_eps_fails(tmp_path: Path) -> None:
 
 
 # ---- Real nets ----
+
+
+class Watched:
+    """A net of OpenCV, and whether it was told to fold by itself."""
+
+    def __init__(self, net: Any, fuses: list[bool]) -> None:
+        self.net, self.fuses = net, fuses
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.net, name)
+
+    def enableFusion(self, fuses: bool) -> None:  # the name is OpenCV's
+        self.fuses.append(fuses)
+        self.net.enableFusion(fuses)
+
+
+def test_opencv_folds_by_itself_where_time_is_taken_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cv2 = pytest.importorskip("cv2")
+    pair, read = folded(chain(), tmp_path), cv2.dnn.readNetFromCaffe
+    fuses: list[bool] = []
+    monkeypatch.setattr(cv2.dnn, "readNetFromCaffe", lambda *files: Watched(read(*files), fuses))
+    result = pair.verify(engine="opencv", rounds=1)
+    assert result.passed
+    assert result.timing is not None
+    assert fuses == [False, False, True, True]
 
 
 @dataclass(frozen=True)
