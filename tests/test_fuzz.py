@@ -34,6 +34,7 @@ def outcomes(target: Any, cases: range) -> Counter[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(2))
 @pytest.mark.parametrize(("target", "count"), [(text, 1000), (weights, 1500)])
 def test_a_reader_reads_or_refuses_as_protobufs_own(target: Any, count: int, part: int) -> None:
@@ -41,6 +42,7 @@ def test_a_reader_reads_or_refuses_as_protobufs_own(target: Any, count: int, par
     assert min(found["read"], found["refused"]) > count // 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(2))
 def test_a_fold_is_right_or_refused(part: int) -> None:
     found = outcomes(fold, range(part * 150, (part + 1) * 150))

@@ -18,6 +18,8 @@ from caffe_fold.planning import runs
 from caffe_fold.weights import wire
 from caffe_fold.weights.caffemodel import Caffemodel
 
+pytestmark = pytest.mark.slow
+
 C = 2
 WEIGHT, ONES = np.ones((C, C, 1, 1)), np.ones(C)
 STATISTICS = [ONES, ONES, np.ones(1)]

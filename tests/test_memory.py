@@ -13,6 +13,8 @@ from support.wire import number, run, varint
 
 from caffe_fold import fold
 
+pytestmark = pytest.mark.slow
+
 MB = 1 << 20
 
 

@@ -121,6 +121,7 @@ def test_any_text_of_the_grammar_is_parsed_and_printed_back(data: bytes) -> None
             assert document.text.startswith(field.name, field.start)
 
 
+@pytest.mark.slow
 @given(TEXTS)
 @GRAMMAR
 def test_another_reader_sees_the_same_fields(data: bytes) -> None:
@@ -136,6 +137,7 @@ def test_another_reader_sees_the_same_fields(data: bytes) -> None:
     assert shape(document.fields) == names_and_depth(theirs)
 
 
+@pytest.mark.slow
 @given(TEXTS, st.data())
 @GRAMMAR
 def test_removing_fields_leaves_all_others(data: bytes, choice: st.DataObject) -> None:

@@ -275,6 +275,7 @@ def both(case: Case, known: frozenset[str], unknown: frozenset[str], engine: str
     return found
 
 
+@pytest.mark.slow
 def test_the_evaluator_finds_the_same_values(case: Case) -> None:
     before, after = (by_evaluator(net, case.inputs(), True) for net in (case.original, case.folded))
     layers = after.net.layers if after.net else ()
