@@ -21,6 +21,12 @@ from fuzzing.seeds import made
 QUICK = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
+@pytest.fixture(autouse=True, scope="module")
+def seeds() -> None:
+    """Hypothesis makes them, which it cannot do while it draws for a test."""
+    made()
+
+
 def outcomes(target: Any, cases: range) -> Counter[str]:
     """Run cases; a finding names the one that it came of."""
     found: Counter[str] = Counter()
