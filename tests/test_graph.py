@@ -217,6 +217,19 @@ def test_a_merge_does_not_move_past_another_use(name: str, tmp_path: Path) -> No
         assert "nor can its run become one Scale" in done.stayed(layer).reason
         assert "'between' (Sigmoid)" in done.stayed(layer).reason
         assert f"'{name}'" in done.stayed(layer).reason
+        assert done.stayed(layer).codes == ("not-linear", "net-output", "blob-name")
+
+
+@pytest.mark.usefixtures("any_names")
+def test_an_identity_does_not_take_the_name_of_its_producers_other_top(tmp_path: Path) -> None:
+    net = Net()
+    net.input("data", (2, 2, 4, 4))
+    net.layer("slice", "Slice", "data", ["a", "b"])
+    net.power("same", "b", top="a")
+    net.layer("reader", "TanH", "a", "out")
+    done = fold_net(net, tmp_path, any_names=True)
+    assert done.layer("slice").tops == ("a", "b")
+    assert done.layer("reader").bottoms == ("b",)
 
 
 @pytest.mark.usefixtures("any_names")

@@ -287,6 +287,13 @@ def test_cudnn_batch_norm(tmp_path: Path, count: int) -> None:
     assert [note.code for note in done[0].notes] == ["cudnn-layout"]
 
 
+def test_cudnn_batch_norm_of_one_channel_and_two_blobs(tmp_path: Path) -> None:
+    done = folded(tmp_path, "CuDNNBatchNorm", "", [[0.5], [3.0]], channels=1)
+    _, (old, weight, shift) = done
+    np.testing.assert_allclose(weight, old / np.sqrt(3 + 1e-5), rtol=1e-6)
+    np.testing.assert_allclose(shift, [-0.5 / np.sqrt(3 + 1e-5)], rtol=1e-6)
+
+
 def test_cudnn_batch_norm_of_one_channel_and_three_blobs_is_not_guessed(tmp_path: Path) -> None:
     done = folded(tmp_path, "CuDNNBatchNorm", "", [[1.0], [1.0], [1.0]], channels=1)
     assert refused(done)[0] == "bn-layout"

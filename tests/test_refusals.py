@@ -350,6 +350,16 @@ def test_unknown_rank(tmp_path: Path) -> None:
     _assert_stays(done, "scale", "unknown-rank", "axis: -1")
 
 
+def test_a_convolution_tells_the_rank_that_nothing_before_it_does(tmp_path: Path) -> None:
+    net = _net(conv=False)
+    net.layer(
+        "shape", "Reshape", "x", "z", "reshape_param { shape { dim: 2 dim: 4 dim: 5 dim: 5 } }"
+    )
+    net.conv("conv", "z", N, N)
+    net.scale("scale", "conv", N, "y", params="axis: -3")
+    assert fold_net(net, tmp_path).absorbed("conv") == ((), ("scale",))
+
+
 @pytest.mark.parametrize("field", ["relu: true", "fusion_type: SUM_FUSION", "relu: 1"])
 def test_fields_that_change_the_convolution(field: str, tmp_path: Path) -> None:
     net = _net()

@@ -47,6 +47,7 @@ def test_blobs_of_an_affine_layer(net: Net, code: str, words: str, tmp_path: Pat
     [
         ((N, C, 5), "not two axes"),
         ((N, 0), "(4, 0)"),
+        ((1, 1, N, C * 25), "not two axes"),  # of a new shape, which Caffe does not shorten
         ((N + 1, C * 25), "'num_output: 4'"),
     ],
 )

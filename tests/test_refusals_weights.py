@@ -393,11 +393,53 @@ def test_how_the_weights_tell_what_is_behind(graph: str, tmp_path: Path) -> None
         caffe_fold.fold(model, weights)
 
 
-@pytest.mark.parametrize("where", ["behind-relu", "behind-extra", "renamed"])
+@pytest.mark.parametrize(
+    ("shapes", "is_one"),
+    [
+        ([(N,), (N,), (1,)], True),
+        ([(N,), (N,)], False),
+        ([(N,), (N,), (N,)], False),
+        ([(N,), (N,), (0,)], False),
+        ([(N,), (1,), (1,)], False),
+        ([(1, N), (1, N), (1,)], False),
+        ([(), (), (1,)], False),
+        ([(N,), (N,), (1,), (1,)], False),
+    ],
+)
+def test_without_types_three_blobs_tell_a_batch_norm(
+    shapes: list[tuple[int, ...]], is_one: bool, tmp_path: Path
+) -> None:
+    net = _net()
+    net.layer("extra", "BatchNorm", [], [], blobs=[np.ones(shape) for shape in shapes])
+    net.layers[-1].in_text = False
+    del net.layers[2]
+    for layer in net.layers:
+        layer.weights_type, layer.bottoms, layer.tops = "", [], []
+    graph = net.write(tmp_path)
+    if is_one:
+        with pytest.raises(caffe_fold.InputError, match=r"'extra'.*'conv'"):
+            caffe_fold.fold(*graph)
+    else:
+        assert "extra-weights" in {note.code for note in caffe_fold.fold(*graph).warnings}
+
+
+def test_the_second_batch_norm_may_be_the_one_that_the_prototxt_lacks(tmp_path: Path) -> None:
+    net = _net()
+    net.conv("conv2", "y", N, N, 1)
+    net.batch_norm("bn2", "conv2", N, "y2").in_text = False
+    with pytest.raises(caffe_fold.InputError, match=r"'bn2'.*'conv2'"):
+        caffe_fold.fold(*net.write(tmp_path))
+
+
+@pytest.mark.parametrize("where", ["behind-relu", "behind-tanh", "behind-extra", "renamed"])
 def test_other_batch_norms_of_the_weights_are_extra(where: str, tmp_path: Path) -> None:
     net = _net()
     if where == "behind-relu":
         net.relu("relu", "y", "z")
+        net.batch_norm("extra", "z", N).in_text = False
+    elif where == "behind-tanh":
+        net.conv("conv2", "y", N, N, 1)
+        net.layer("tanh", "TanH", "conv2", "z")
         net.batch_norm("extra", "z", N).in_text = False
     elif where == "behind-extra":
         net.conv("aux", "data", C, N, 1).in_text = False

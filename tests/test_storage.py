@@ -93,6 +93,19 @@ def test_a_channel_too_small_for_half_is_refused(tmp_path: Path) -> None:
     assert "channel 2" in report.stayed[0].reason
 
 
+@pytest.mark.parametrize(("steps", "is_refused"), [(550.4, True), (1100.4, False)])
+def test_where_half_loses_more_than_rounding_costs(
+    tmp_path: Path, steps: float, is_refused: bool
+) -> None:
+    """Below 1024 steps of 2**-24 lie the subnormal numbers, which lose more than 2**-11."""
+    net = net_of("data", "data")
+    net.layers[1].blobs[0][:] = steps * 2.0**-24
+    del net.layers[2:]
+    net.power("shift", "conv", shift=1)
+    report, _ = fold(net, tmp_path, weights_dtype="float16")
+    assert (report.folded == ()) == is_refused
+
+
 def test_a_bias_does_not_hide_that_weights_are_lost(tmp_path: Path) -> None:
     net = net_of("data", "data", gain=1e-7)
     report, _ = fold(net, tmp_path, weights_dtype="float16")
