@@ -4,9 +4,9 @@
 
 Cosmic Ray's operators change one operator, number or keyword at a time, in copies of the files
 that git knows, and a test must fail. Each mutant runs in a fork of a process that has imported
-all but the package, with the tests of TESTS that reach its lines; what survives these runs with
-all other quick tests as well. Prints the survivors and the numbers; exits with 1 if there are
-survivors (docs/mutation.md explains those that are known). Needs
+all but the package, with a hundred of the tests of TESTS that reach its lines, then with all of
+them, and then with all other quick tests. Prints the survivors and the numbers; exits with 1 if
+there are survivors (docs/mutation.md explains those that are known). Needs
 pip install 'cosmic-ray>=8.4,<9' 'coverage>=7.10,<8', and Linux.
 """
 
@@ -19,6 +19,7 @@ import difflib
 import gc
 import importlib
 import json
+import math
 import os
 import random
 import re
@@ -65,7 +66,7 @@ QUICK = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not oracle"]
 # A mutant may loop for ever, or collect without end.
 PROCESSOR_SECONDS = 120
 ADDRESSES = 6 << 30
-# Tests of a mutant before it meets all of them.
+# A mutant meets so many tests of all kinds at first: those of like times are often alike.
 MOST = 100
 
 
@@ -129,7 +130,9 @@ def main() -> int:
         for name in reached.imports:
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
-        survivors = list(_survivors(copies, taken, reached))
+        gc.freeze()  # what forks need not look at
+        survivors = list(_survivors(copies, taken, reached, MOST))
+        survivors = list(_survivors(copies, survivors, reached, len(reached.tests)))
         left = [mutant for mutant in survivors if not _dies_of_the_others(copies[0], mutant)]
     for mutant in left:
         print(mutant)
@@ -256,15 +259,19 @@ def _forked(copy: Path, run: Callable[[], int]) -> int:
     os._exit(code)
 
 
-def _survivors(copies: list[Path], mutants: list[Mutant], reached: Reached) -> Iterator[Mutant]:
-    """Those that the tests do not tell."""
+def _survivors(
+    copies: list[Path], mutants: list[Mutant], reached: Reached, most: int
+) -> Iterator[Mutant]:
+    """Those that the tests which reach them, or so many of these, do not tell."""
     free, running = list(copies), dict[int, tuple[Path, Mutant]]()
     waiting = list(mutants)[::-1]
     while waiting or running:
         while waiting and free:
             mutant, copy = waiting.pop(), free.pop()
             (copy / mutant.path).write_text(mutant.source())
-            running[_forked(copy, partial(_judge, reached.by(mutant)))] = copy, mutant
+            tests = reached.by(mutant)
+            some = tests[len(tests) // (2 * most) :: max(1, math.ceil(len(tests) / most))]
+            running[_forked(copy, partial(_judge, some))] = copy, mutant
         pid, status = os.wait()
         copy, mutant = running.pop(pid)
         shutil.copy2(PROJECT / mutant.path, copy / mutant.path)
@@ -276,14 +283,12 @@ def _survivors(copies: list[Path], mutants: list[Mutant], reached: Reached) -> I
 
 
 def _judge(tests: list[str]) -> int:
-    """Run tests on what is there as far as one that fails, where there are many some of each
-    kind: neighbours in the order of times are often alike."""
+    """Run tests on what is there, as far as one that fails."""
     sys.dont_write_bytecode = True
     resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR_SECONDS, PROCESSOR_SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
-    gc.disable()  # what is there already is much
-    some = tests[len(tests) // (2 * MOST) :: len(tests) // MOST + 1]
-    return int(pytest.main([*QUICK, *some], [_Chosen(some)])) if some else 0
+    gc.disable()
+    return int(pytest.main([*QUICK, *tests], [_Chosen(tests)])) if tests else 0
 
 
 def _dies_of_the_others(copy: Path, mutant: Mutant) -> bool:

@@ -360,6 +360,17 @@ def test_a_convolution_tells_the_rank_that_nothing_before_it_does(tmp_path: Path
     assert fold_net(net, tmp_path).absorbed("conv") == ((), ("scale",))
 
 
+def test_a_convolution_along_another_axis_does_not(tmp_path: Path) -> None:
+    net = _net(conv=False)
+    net.layer("shape", "Reshape", "x", "z", "reshape_param { shape { dim: 0 dim: 1 dim: -1 } }")
+    net.conv("conv", "z", N, N, params="axis: 2")
+    net.scale("scale", "conv", N, "y", params="axis: -3")
+    net.conv("last", "y", N, N)
+    done = fold_net(net, tmp_path, runs=False)
+    assert done.is_unchanged
+    _assert_stays(done, "scale", "unknown-rank", "'axis: -3' counts from the end")
+
+
 @pytest.mark.parametrize("field", ["relu: true", "fusion_type: SUM_FUSION", "relu: 1"])
 def test_fields_that_change_the_convolution(field: str, tmp_path: Path) -> None:
     net = _net()

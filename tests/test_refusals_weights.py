@@ -103,6 +103,15 @@ def test_a_scale_without_the_bias_that_the_text_implies(tmp_path: Path) -> None:
     assert "'scale'" in done.warnings["no-bias-blob"]
 
 
+def test_the_one_blob_of_a_scale_with_two_bottoms_is_its_bias(tmp_path: Path) -> None:
+    net = Net()
+    net.input("data", (2, N, 5, 5))
+    net.conv("gate", "data", N, N, 1)
+    params = "scale_param { axis: 0 bias_term: true }"
+    net.layer("scale", "Scale", ["data", "gate"], "y", params, [np.ones((2, N, 5, 5))])
+    assert fold_net(net, tmp_path, runs=False).is_unchanged
+
+
 def test_a_bias_stays_where_the_weights_are_those_of_another_layer_of_its_name(
     tmp_path: Path,
 ) -> None:
@@ -158,6 +167,7 @@ SHAPES: dict[str, tuple[int, int, tuple[int, ...], str]] = {
     "mean": (2, 0, (N + 1,), "mean"),
     "weights": (1, 0, (N + 1, C, 1, 1), "num_output: 4"),
     "kernel": (1, 0, (N, C, 2, 2), "kernel"),
+    "kernel-of-more-axes": (1, 0, (N, C, 1, 1, 1), "'conv'"),
     "bias": (1, 1, (N + 1,), "bias"),
 }
 
@@ -168,6 +178,16 @@ def test_shapes_of_blobs(case: str, tmp_path: Path) -> None:
     net = _net()
     net.layers[layer].blobs[blob] = np.ones(shape)
     _refused(net, tmp_path, "bn", "blob-shape", word, "'conv'" if layer == 1 else "")
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_weights_of_another_kernel(size: int, tmp_path: Path) -> None:
+    net = Net()
+    net.input("data", (2, C, 5, 5))
+    net.conv("conv", "data", C, N, 3)
+    net.batch_norm("bn", "conv", N, "y")
+    net.layers[1].blobs[0] = np.ones((N, C, size, size))
+    _refused(net, tmp_path, "bn", "blob-shape", "kernel of (3, 3)", f"(4, 3, {size}, {size})")
 
 
 def test_fewer_channels_than_outputs(tmp_path: Path) -> None:
