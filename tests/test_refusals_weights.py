@@ -190,6 +190,14 @@ def test_weights_of_another_kernel(size: int, tmp_path: Path) -> None:
     _refused(net, tmp_path, "bn", "blob-shape", "kernel of (3, 3)", f"(4, 3, {size}, {size})")
 
 
+@pytest.mark.parametrize("side", ["kernel_h", "kernel_w"])
+def test_a_kernel_of_one_side(side: str, tmp_path: Path) -> None:
+    """The other one is 0 then, on which Caffe aborts."""
+    net = _net()
+    net.layers[1].text = net.layers[1].text.replace("kernel_size: 1 kernel_size", side)
+    _refused(net, tmp_path, "bn", "blob-shape", "kernel of", "'conv'")
+
+
 def test_fewer_channels_than_outputs(tmp_path: Path) -> None:
     net = _net()
     net.layers[2].blobs[:2] = [np.ones(N - 1), np.ones(N - 1)]
