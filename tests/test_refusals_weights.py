@@ -169,6 +169,7 @@ SHAPES: dict[str, tuple[int, int, tuple[int, ...], str]] = {
     "kernel": (1, 0, (N, C, 2, 2), "kernel"),
     "kernel-of-more-axes": (1, 0, (N, C, 1, 1, 1), "'conv'"),
     "bias": (1, 1, (N + 1,), "bias"),
+    "shorter-bias": (1, 1, (N - 1,), "bias"),
 }
 
 
