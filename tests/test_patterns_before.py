@@ -153,6 +153,19 @@ def test_all_readers_take_it(tmp_path: Path) -> None:
     assert set(absorbed(done.report).values()) == {("bn", "scale")}
 
 
+def test_a_run_that_waits_for_a_reader_goes_whole(tmp_path: Path) -> None:
+    """Its two shifts are none together, and padded convolutions take none."""
+    net = _start()
+    net.power("plus", "x", shift=1, top="p")
+    net.power("minus", "p", scale=2, shift=-2, top="v")
+    net.power("between", "v", scale=3, top="w")
+    net.conv("conv", "w", C, N, 3, pad=1)
+    net.conv("other", "v", C, N, 3, pad=1)
+    done = fold_net(net, tmp_path)
+    assert done.layers == ["start", "conv", "other"]
+    assert done.absorbed("other") == (("plus", "minus"), ())
+
+
 @pytest.mark.parametrize("other", ["relu", "padded", "deconv", "eltwise"])
 def test_one_reader_that_cannot_take_it_keeps_it(other: str, tmp_path: Path) -> None:
     net = _start()

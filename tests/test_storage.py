@@ -106,6 +106,21 @@ def test_where_half_loses_more_than_rounding_costs(
     assert (report.folded == ()) == is_refused
 
 
+def test_a_merged_scale_too_small_for_half_is_refused(tmp_path: Path) -> None:
+    net = Net()
+    net.input("data", (1, 4, 5, 5))
+    net.relu("relu", "data", "x")
+    net.batch_norm("bn", "x", 4)
+    net.scale("scale", "x", 4).blobs[0][2] = 1e-6
+    model, weights = net.write(tmp_path)
+    out = tmp_path / "out.prototxt", tmp_path / "out.caffemodel"
+    report = caffe_fold.fold(model, weights, *out, weights_dtype="float16")
+    assert report.merged == ()
+    assert {stay.code for stay in report.stayed} == {"not-linear"}
+    assert all("precision" in stay.codes for stay in report.stayed)
+    assert len(caffe_fold.fold(model, weights, *out, weights_dtype="float32").merged) == 1
+
+
 def test_a_bias_does_not_hide_that_weights_are_lost(tmp_path: Path) -> None:
     net = net_of("data", "data", gain=1e-7)
     report, _ = fold(net, tmp_path, weights_dtype="float16")
