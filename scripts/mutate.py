@@ -89,8 +89,8 @@ class Mutant:
         return str(mutate_code(old, get_operator(self.operator)(), self.at))
 
     def __str__(self) -> str:
-        texts = (PROJECT / self.path).read_text(), self.source()
-        lines = difflib.unified_diff(*(text.splitlines() for text in texts), n=0, lineterm="")
+        old, new = (PROJECT / self.path).read_text().splitlines(), self.source().splitlines()
+        lines = difflib.unified_diff(old, new, n=0, lineterm="")
         return "\n".join([f"{self.path}: {self.operator}", *list(lines)[2:]])
 
 

@@ -121,6 +121,17 @@ def test_a_merged_scale_too_small_for_half_is_refused(tmp_path: Path) -> None:
     assert len(caffe_fold.fold(model, weights, *out, weights_dtype="float32").merged) == 1
 
 
+def test_what_float_cannot_hold_is_zero_in_a_merged_scale(tmp_path: Path) -> None:
+    net = Net()
+    net.input("data", (1, 4, 5, 5))
+    net.relu("relu", "data", "x")
+    for name in ("one", "other"):
+        net.scale(name, "x", 4, bias=False).blobs[0][2] = 1e-30
+    model, weights = net.write(tmp_path)
+    out = tmp_path / "out.prototxt", tmp_path / "out.caffemodel"
+    assert len(caffe_fold.fold(model, weights, *out).merged) == 1
+
+
 def test_a_bias_does_not_hide_that_weights_are_lost(tmp_path: Path) -> None:
     net = net_of("data", "data", gain=1e-7)
     report, _ = fold(net, tmp_path, weights_dtype="float16")
