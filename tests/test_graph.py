@@ -175,6 +175,20 @@ def test_a_write_does_not_move_past_another_use(use: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("any_names")
+def test_a_write_does_not_move_past_a_use_within_its_run(tmp_path: Path) -> None:
+    net = _net()
+    net.relu("old", "data", "t")
+    net.conv("conv", "data", C, C, 1)
+    net.batch_norm("bn", "conv", C, "b")
+    net.layer("between", "Sigmoid", "t", "u")
+    net.scale("scale", "b", C, "t")
+    net.layer("last", "TanH", "t", "v")
+    done = fold_net(net, tmp_path, any_names=True)
+    assert done.layers == ["old", "conv", "between", "scale", "last"]
+    assert "'between' (Sigmoid) uses the blob name 't'" in done.stayed("scale").reason
+
+
+@pytest.mark.usefixtures("any_names")
 def test_a_write_does_not_move_into_a_reader_of_its_name(tmp_path: Path) -> None:
     """The folded layer would work in place, or write one name twice."""
     net = _net()
@@ -200,6 +214,19 @@ def test_a_read_does_not_move_past_a_write(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("any_names")
+def test_a_read_does_not_move_past_a_write_behind_its_run(tmp_path: Path) -> None:
+    net = _net()
+    net.relu("relu", "data", "x")
+    net.batch_norm("bn", "x", C, "y")
+    net.scale("scale", "y", C, "z")
+    net.layer("between", "Sigmoid", "data", "x")
+    net.conv("conv", "z", C, C, 1)
+    done = fold_net(net, tmp_path, any_names=True)
+    assert done.layers == ["relu", "scale", "between", "conv"]
+    assert "'between' (Sigmoid) writes blob 'x' anew" in done.stayed("scale").reason
+
+
+@pytest.mark.usefixtures("any_names")
 @pytest.mark.parametrize("name", ["x", "z"])
 def test_a_merge_does_not_move_past_another_use(name: str, tmp_path: Path) -> None:
     net = _net()
@@ -217,6 +244,19 @@ def test_a_merge_does_not_move_past_another_use(name: str, tmp_path: Path) -> No
         assert "nor can its run become one Scale" in done.stayed(layer).reason
         assert "'between' (Sigmoid)" in done.stayed(layer).reason
         assert f"'{name}'" in done.stayed(layer).reason
+        assert done.stayed(layer).codes == ("not-linear", "net-output", "blob-name")
+
+
+@pytest.mark.usefixtures("any_names")
+def test_an_identity_does_not_take_the_name_of_its_producers_other_top(tmp_path: Path) -> None:
+    net = Net()
+    net.input("data", (2, 2, 4, 4))
+    net.layer("slice", "Slice", "data", ["a", "b"])
+    net.power("same", "b", top="a")
+    net.layer("reader", "TanH", "a", "out")
+    done = fold_net(net, tmp_path, any_names=True)
+    assert done.layer("slice").tops == ("a", "b")
+    assert done.layer("reader").bottoms == ("b",)
 
 
 @pytest.mark.usefixtures("any_names")

@@ -11,6 +11,9 @@ from support.nets import Net
 from support.weights import read_weights
 
 import caffe_fold
+from caffe_fold.choices import Choices
+from caffe_fold.layers.affine import AFFINE, Constants
+from caffe_fold.layers.batch_norm import standard_blobs
 from caffe_fold.report import Report
 
 C = 4
@@ -287,6 +290,13 @@ def test_cudnn_batch_norm(tmp_path: Path, count: int) -> None:
     assert [note.code for note in done[0].notes] == ["cudnn-layout"]
 
 
+def test_cudnn_batch_norm_of_one_channel_and_two_blobs(tmp_path: Path) -> None:
+    done = folded(tmp_path, "CuDNNBatchNorm", "", [[0.5], [3.0]], channels=1)
+    _, (old, weight, shift) = done
+    np.testing.assert_allclose(weight, old / np.sqrt(3 + 1e-5), rtol=1e-6)
+    np.testing.assert_allclose(shift, [-0.5 / np.sqrt(3 + 1e-5)], rtol=1e-6)
+
+
 def test_cudnn_batch_norm_of_one_channel_and_three_blobs_is_not_guessed(tmp_path: Path) -> None:
     done = folded(tmp_path, "CuDNNBatchNorm", "", [[1.0], [1.0], [1.0]], channels=1)
     assert refused(done)[0] == "bn-layout"
@@ -300,6 +310,42 @@ def test_an_unknown_normalising_type_is_noted(tmp_path: Path) -> None:
 def test_cudnn_batch_norm_with_a_factor_is_described(tmp_path: Path) -> None:
     done = folded(tmp_path, "CuDNNBatchNorm", "", [MEAN, VARIANCE, ONE])
     assert refused(done)[0] == "bn-layout"
+
+
+# Type, parameters, blobs, and what the user has to say.
+EQUALS: list[tuple[str, dict[str, Any], list[Any], Choices]] = [
+    ("BatchNorm", {}, [MEAN, VARIANCE], Choices()),
+    ("BatchNorm", {"eps": 0.01}, [MEAN, VARIANCE, FACTOR], Choices()),
+    ("BatchNorm", {"use_weight_bias": True, "bias_term": True}, FIVE, Choices()),
+    ("BatchNorm", {"use_weight_bias": True}, FIVE[:4], Choices()),
+    ("BatchNorm", {"scale_bias": True}, FIVE, Choices()),
+    ("BatchNorm", {}, OLD_FIVE, Choices()),
+    ("BN", {"bn_mode": 1}, [SCALE, BIAS], Choices()),
+    ("BN", {"eps": 0.01}, [SCALE, BIAS, MEAN, VARIANCE], Choices()),
+    ("BN", {"eps": 0.01}, [SCALE, BIAS, MEAN, VARIANCE], Choices(bn_variance="invstd")),
+    ("CuDNNBatchNorm", {}, [MEAN, VARIANCE], Choices()),
+    ("CuDNNBatchNorm", {}, [MEAN, VARIANCE, SCALE], Choices()),
+    ("CuDNNBatchNorm", {}, [MEAN, VARIANCE, SCALE, BIAS], Choices()),
+]
+
+
+@pytest.mark.parametrize(("type", "params", "blobs", "choices"), EQUALS)
+def test_the_standard_equal_of_a_layer_computes_the_same(
+    type: str, params: dict[str, Any], blobs: list[Any], choices: Choices
+) -> None:
+    kind = AFFINE[type]
+    shapes = tuple(np.shape(blob) for blob in blobs)
+    message = kind.message(**params)
+    constants = Constants(message, tuple(blobs), shapes, None, "TEST", (), choices)
+    statistics, multipliers, eps = standard_blobs(type, constants)
+    x = RNG.normal(0, 1, (C, 5))
+    y = x
+    if statistics:
+        mean, variance, factor = statistics
+        y = (y - (mean / factor)[:, None]) / np.sqrt(variance / factor + eps)[:, None]
+    if multipliers:
+        y = y * multipliers[0][:, None] + multipliers[1][:, None]
+    np.testing.assert_allclose(y, kind.forward(x, constants), rtol=1e-12, atol=1e-12)
 
 
 def test_layouts_merge_with_what_follows(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from folding import absorbed, fold_net
-from support.nets import Net
+from support.nets import Net, NetLayer
 from support.wire import BlobFormat
 
 C, N = 4, 6
@@ -48,12 +48,20 @@ def _three_d(net: Net, bottom: str) -> None:
     net.conv("linear", bottom, C, N, 2, spatial=3, group=2)
 
 
+def _depthwise(net: Net, bottom: str) -> None:
+    """One without a group, which has as many as channels."""
+    blobs = [net.weight((C, 1, 3, 2)), net.rng.normal(0, 0.1, C)]
+    params = f"convolution_param {{ num_output: {C} kernel_h: 3 kernel_w: 2 }}"
+    net.layer("linear", "DepthwiseConvolution", bottom, "linear", params, blobs)
+
+
 READERS: dict[str, tuple[tuple[int, ...], Callable[[Net, str], object]]] = {
     "conv": (IMAGE, lambda n, b: n.conv("linear", b, C, N)),
     "conv-no-bias": (IMAGE, lambda n, b: n.conv("linear", b, C, N, bias=False)),
     "conv-strided": (IMAGE, lambda n, b: n.conv("linear", b, C, N, 2, stride=2, group=2)),
     "conv-depthwise": (IMAGE, lambda n, b: n.conv("linear", b, C, C, group=C)),
     "conv-multiplier": (IMAGE, lambda n, b: n.conv("linear", b, C, 2 * C, group=C, bias=False)),
+    "depthwise": (IMAGE, _depthwise),
     "conv-1d": ((2, C, 6), lambda n, b: n.conv("linear", b, C, N, spatial=1)),
     "conv-3d": ((1, C, 3, 3, 3), _three_d),
     "ip": (IMAGE, lambda n, b: n.inner_product("linear", b, 30 * C, N)),
@@ -78,6 +86,32 @@ def test_run_goes_into_its_reader(reader: str, parts: list[str], tmp_path: Path)
     assert done.report.stayed == ()
     has_bias = parts in SHIFTING or ("no-bias" not in reader and reader != "conv-multiplier")
     assert len(done.blobs("linear")) == 1 + has_bias
+
+
+# More weights than one block of 131,072 holds: in whole rows, or in parts of one.
+LARGE: dict[str, tuple[tuple[int, ...], Callable[[Net], NetLayer]]] = {
+    "conv": ((1, 300, 1, 1), lambda n: n.conv("linear", "x", 300, 500, 1)),
+    "conv-grouped": ((1, 300, 3, 1), lambda n: n.conv("linear", "x", 300, 500, (3, 1), group=2)),
+    "deconv": ((1, 300, 1, 1), lambda n: n.deconv("linear", "x", 300, 500, 1)),
+    "ip": ((1, 300, 2), lambda n: n.inner_product("linear", "x", 600, 500)),
+    "ip-of-long-rows": ((1, 300, 500), lambda n: n.inner_product("linear", "x", 150_000, 2)),
+    "ip-transposed": (
+        (1, 300, 2),
+        lambda n: n.inner_product("linear", "x", 600, 500, transpose=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("linear", LARGE)
+def test_more_weights_than_one_block_holds(linear: str, tmp_path: Path) -> None:
+    shape, add = LARGE[linear]
+    net = Net()
+    net.input("data", shape)
+    net.scale("before", "data", shape[1], top="x", bias=linear != "deconv")
+    outputs = add(net).blobs[-1].size
+    net.batch_norm("behind", "linear", outputs, top="y")
+    done = fold_net(net, tmp_path)
+    assert done.absorbed("linear") == (("before",), ("behind",))
 
 
 UNSHIFTED: dict[str, Callable[[Net, str], object]] = {
@@ -117,6 +151,19 @@ def test_all_readers_take_it(tmp_path: Path) -> None:
     done = fold_net(net, tmp_path)
     assert done.layers == ["start", "conv", "grouped", "ip"]
     assert set(absorbed(done.report).values()) == {("bn", "scale")}
+
+
+def test_a_run_that_waits_for_a_reader_goes_whole(tmp_path: Path) -> None:
+    """Its two shifts are none together, and padded convolutions take none."""
+    net = _start()
+    net.power("plus", "x", shift=1, top="p")
+    net.power("minus", "p", scale=2, shift=-2, top="v")
+    net.power("between", "v", scale=3, top="w")
+    net.conv("conv", "w", C, N, 3, pad=1)
+    net.conv("other", "v", C, N, 3, pad=1)
+    done = fold_net(net, tmp_path)
+    assert done.layers == ["start", "conv", "other"]
+    assert done.absorbed("other") == (("plus", "minus"), ())
 
 
 @pytest.mark.parametrize("other", ["relu", "padded", "deconv", "eltwise"])

@@ -313,6 +313,19 @@ def test_a_map_of_other_channels_than_the_reader(tmp_path: Path) -> None:
     _assert_stays(done, "bn", "not-linear", "'shape' (Reshape)")
 
 
+@pytest.mark.parametrize(("bottoms", "tops"), [([], ["y"]), (["x", "x"], []), (["x"], [])])
+def test_other_numbers_of_bottoms_and_tops(
+    bottoms: list[str], tops: list[str], tmp_path: Path
+) -> None:
+    net = _net()
+    net.layer("bn", "BatchNorm", bottoms, tops, blobs=[np.ones(N), np.ones(N)])
+    done = fold_net(net, tmp_path, runs=False)
+    assert done.is_unchanged
+    count = f"{len(bottoms)} bottoms and {len(tops)} tops"
+    assert done.stayed("bn").code == "tops-and-bottoms"
+    assert count in done.stayed("bn").reason
+
+
 # ---- The linear layer ----
 
 
@@ -348,6 +361,48 @@ def test_unknown_rank(tmp_path: Path) -> None:
     done = fold_net(net, tmp_path)
     assert done.is_unchanged
     _assert_stays(done, "scale", "unknown-rank", "axis: -1")
+
+
+def test_a_convolution_tells_the_rank_that_nothing_before_it_does(tmp_path: Path) -> None:
+    net = _net(conv=False)
+    net.layer(
+        "shape", "Reshape", "x", "z", "reshape_param { shape { dim: 2 dim: 4 dim: 5 dim: 5 } }"
+    )
+    net.conv("conv", "z", N, N)
+    net.scale("scale", "conv", N, "y", params="axis: -3")
+    assert fold_net(net, tmp_path).absorbed("conv") == ((), ("scale",))
+
+
+def test_the_axis_of_a_convolution_whose_rank_is_unknown(tmp_path: Path) -> None:
+    net = _net(conv=False)
+    net.layer(
+        "shape", "Reshape", "x", "z", "reshape_param { shape { dim: 2 dim: 4 dim: 5 dim: 5 } }"
+    )
+    net.conv("conv", "z", N, N, params="axis: -3")
+    net.batch_norm("bn", "conv", N, "y")
+    done = fold_net(net, tmp_path)
+    assert done.is_unchanged
+    _assert_stays(done, "bn", "unknown-rank", "'conv'", "'axis: -3'")
+
+
+def test_an_inner_product_along_the_first_axis_has_one_axis(tmp_path: Path) -> None:
+    net = Net()
+    net.input("data", (6,))
+    net.inner_product("ip", "data", 6, N, params="axis: 0")
+    net.scale("scale", "ip", N, "y", params="axis: -1")
+    done = fold_net(net, tmp_path, runs=False)
+    _assert_stays(done, "scale", "not-per-channel", "axis 0")
+
+
+def test_a_convolution_along_another_axis_does_not(tmp_path: Path) -> None:
+    net = _net(conv=False)
+    net.layer("shape", "Reshape", "x", "z", "reshape_param { shape { dim: 0 dim: 1 dim: -1 } }")
+    net.conv("conv", "z", N, N, params="axis: 2")
+    net.scale("scale", "conv", N, "y", params="axis: -3")
+    net.conv("last", "y", N, N)
+    done = fold_net(net, tmp_path, runs=False)
+    assert done.is_unchanged
+    _assert_stays(done, "scale", "unknown-rank", "'axis: -3' counts from the end")
 
 
 @pytest.mark.parametrize("field", ["relu: true", "fusion_type: SUM_FUSION", "relu: 1"])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from folding import fold_net
 from support.nets import Net
+from support.wire import BlobFormat
 
 import caffe_fold
 
@@ -47,6 +48,7 @@ def test_blobs_of_an_affine_layer(net: Net, code: str, words: str, tmp_path: Pat
     [
         ((N, C, 5), "not two axes"),
         ((N, 0), "(4, 0)"),
+        ((1, 1, N, C * 25), "not two axes"),  # of a new shape, which Caffe does not shorten
         ((N + 1, C * 25), "'num_output: 4'"),
     ],
 )
@@ -62,6 +64,18 @@ def test_weights_of_an_inner_product(shape: tuple[int, ...], words: str, tmp_pat
     assert stay.code == "blob-shape"
     assert "'ip'" in stay.reason
     assert words in stay.reason
+
+
+def test_legacy_weights_of_an_inner_product_lose_leading_ones_alone(tmp_path: Path) -> None:
+    net = Net()
+    net.input("data", (2, C, 5, 5))
+    net.inner_product("ip", "data", C * 25, N)
+    net.scale("scale", "ip", N)
+    net.layers[1].blobs[0] = np.ones((2, 1, N, C * 25))
+    net.layers[1].format = BlobFormat(legacy=True)
+    done = fold_net(net, tmp_path, runs=False)
+    assert done.is_unchanged
+    assert done.stayed("scale").code == "blob-shape"
 
 
 def test_weights_of_a_convolution_that_are_a_vector(tmp_path: Path) -> None:

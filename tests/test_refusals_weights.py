@@ -103,6 +103,15 @@ def test_a_scale_without_the_bias_that_the_text_implies(tmp_path: Path) -> None:
     assert "'scale'" in done.warnings["no-bias-blob"]
 
 
+def test_the_one_blob_of_a_scale_with_two_bottoms_is_its_bias(tmp_path: Path) -> None:
+    net = Net()
+    net.input("data", (2, N, 5, 5))
+    net.conv("gate", "data", N, N, 1)
+    params = "scale_param { axis: 0 bias_term: true }"
+    net.layer("scale", "Scale", ["data", "gate"], "y", params, [np.ones((2, N, 5, 5))])
+    assert fold_net(net, tmp_path, runs=False).is_unchanged
+
+
 def test_a_bias_stays_where_the_weights_are_those_of_another_layer_of_its_name(
     tmp_path: Path,
 ) -> None:
@@ -158,7 +167,9 @@ SHAPES: dict[str, tuple[int, int, tuple[int, ...], str]] = {
     "mean": (2, 0, (N + 1,), "mean"),
     "weights": (1, 0, (N + 1, C, 1, 1), "num_output: 4"),
     "kernel": (1, 0, (N, C, 2, 2), "kernel"),
+    "kernel-of-more-axes": (1, 0, (N, C, 1, 1, 1), "'conv'"),
     "bias": (1, 1, (N + 1,), "bias"),
+    "shorter-bias": (1, 1, (N - 1,), "bias"),
 }
 
 
@@ -168,6 +179,24 @@ def test_shapes_of_blobs(case: str, tmp_path: Path) -> None:
     net = _net()
     net.layers[layer].blobs[blob] = np.ones(shape)
     _refused(net, tmp_path, "bn", "blob-shape", word, "'conv'" if layer == 1 else "")
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_weights_of_another_kernel(size: int, tmp_path: Path) -> None:
+    net = Net()
+    net.input("data", (2, C, 5, 5))
+    net.conv("conv", "data", C, N, 3)
+    net.batch_norm("bn", "conv", N, "y")
+    net.layers[1].blobs[0] = np.ones((N, C, size, size))
+    _refused(net, tmp_path, "bn", "blob-shape", "kernel of (3, 3)", f"(4, 3, {size}, {size})")
+
+
+@pytest.mark.parametrize("side", ["kernel_h", "kernel_w"])
+def test_a_kernel_of_one_side(side: str, tmp_path: Path) -> None:
+    """The other one is 0 then, on which Caffe aborts."""
+    net = _net()
+    net.layers[1].text = net.layers[1].text.replace("kernel_size: 1 kernel_size", side)
+    _refused(net, tmp_path, "bn", "blob-shape", "kernel of", "'conv'")
 
 
 def test_fewer_channels_than_outputs(tmp_path: Path) -> None:
@@ -393,11 +422,53 @@ def test_how_the_weights_tell_what_is_behind(graph: str, tmp_path: Path) -> None
         caffe_fold.fold(model, weights)
 
 
-@pytest.mark.parametrize("where", ["behind-relu", "behind-extra", "renamed"])
+@pytest.mark.parametrize(
+    ("shapes", "is_one"),
+    [
+        ([(N,), (N,), (1,)], True),
+        ([(N,), (N,)], False),
+        ([(N,), (N,), (N,)], False),
+        ([(N,), (N,), (0,)], False),
+        ([(N,), (1,), (1,)], False),
+        ([(1, N), (1, N), (1,)], False),
+        ([(), (), (1,)], False),
+        ([(N,), (N,), (1,), (1,)], False),
+    ],
+)
+def test_without_types_three_blobs_tell_a_batch_norm(
+    shapes: list[tuple[int, ...]], is_one: bool, tmp_path: Path
+) -> None:
+    net = _net()
+    net.layer("extra", "BatchNorm", [], [], blobs=[np.ones(shape) for shape in shapes])
+    net.layers[-1].in_text = False
+    del net.layers[2]
+    for layer in net.layers:
+        layer.weights_type, layer.bottoms, layer.tops = "", [], []
+    graph = net.write(tmp_path)
+    if is_one:
+        with pytest.raises(caffe_fold.InputError, match=r"'extra'.*'conv'"):
+            caffe_fold.fold(*graph)
+    else:
+        assert "extra-weights" in {note.code for note in caffe_fold.fold(*graph).warnings}
+
+
+def test_the_second_batch_norm_may_be_the_one_that_the_prototxt_lacks(tmp_path: Path) -> None:
+    net = _net()
+    net.conv("conv2", "y", N, N, 1)
+    net.batch_norm("bn2", "conv2", N, "y2").in_text = False
+    with pytest.raises(caffe_fold.InputError, match=r"'bn2'.*'conv2'"):
+        caffe_fold.fold(*net.write(tmp_path))
+
+
+@pytest.mark.parametrize("where", ["behind-relu", "behind-tanh", "behind-extra", "renamed"])
 def test_other_batch_norms_of_the_weights_are_extra(where: str, tmp_path: Path) -> None:
     net = _net()
     if where == "behind-relu":
         net.relu("relu", "y", "z")
+        net.batch_norm("extra", "z", N).in_text = False
+    elif where == "behind-tanh":
+        net.conv("conv2", "y", N, N, 1)
+        net.layer("tanh", "TanH", "conv2", "z")
         net.batch_norm("extra", "z", N).in_text = False
     elif where == "behind-extra":
         net.conv("aux", "data", C, N, 1).in_text = False

@@ -241,6 +241,12 @@ def test_a_copy_that_is_missing(tmp_path: Path) -> None:
     assert_refused(net, tmp_path, "no blob 0 of layer 'conv_b'", runs=False)
 
 
+def test_a_copy_of_a_bias_that_is_missing(tmp_path: Path) -> None:
+    net = siamese('param { name: "" } param { name: "b" }')
+    next(layer for layer in net.layers if layer.name == "conv_b").in_weights = False
+    assert_refused(net, tmp_path, "no blob 1 of layer 'conv_b'", runs=False)
+
+
 def test_permissive_sharing_of_unequal_shapes(tmp_path: Path) -> None:
     """Caffe asks for one count only: kernels of 1x4 and 2x2 may be one blob."""
     permissive = 'param { name: "w" share_mode: PERMISSIVE }'

@@ -93,6 +93,45 @@ def test_a_channel_too_small_for_half_is_refused(tmp_path: Path) -> None:
     assert "channel 2" in report.stayed[0].reason
 
 
+@pytest.mark.parametrize(("steps", "is_refused"), [(550.4, True), (1100.4, False)])
+def test_where_half_loses_more_than_rounding_costs(
+    tmp_path: Path, steps: float, is_refused: bool
+) -> None:
+    """Below 1024 steps of 2**-24 lie the subnormal numbers, which lose more than 2**-11."""
+    net = net_of("data", "data")
+    net.layers[1].blobs[0][:] = steps * 2.0**-24
+    del net.layers[2:]
+    net.power("shift", "conv", shift=1)
+    report, _ = fold(net, tmp_path, weights_dtype="float16")
+    assert (report.folded == ()) == is_refused
+
+
+def test_a_merged_scale_too_small_for_half_is_refused(tmp_path: Path) -> None:
+    net = Net()
+    net.input("data", (1, 4, 5, 5))
+    net.relu("relu", "data", "x")
+    net.batch_norm("bn", "x", 4)
+    net.scale("scale", "x", 4).blobs[0][2] = 1e-6
+    model, weights = net.write(tmp_path)
+    out = tmp_path / "out.prototxt", tmp_path / "out.caffemodel"
+    report = caffe_fold.fold(model, weights, *out, weights_dtype="float16")
+    assert report.merged == ()
+    assert {stay.code for stay in report.stayed} == {"not-linear"}
+    assert all("precision" in stay.codes for stay in report.stayed)
+    assert len(caffe_fold.fold(model, weights, *out, weights_dtype="float32").merged) == 1
+
+
+def test_what_float_cannot_hold_is_zero_in_a_merged_scale(tmp_path: Path) -> None:
+    net = Net()
+    net.input("data", (1, 4, 5, 5))
+    net.relu("relu", "data", "x")
+    for name in ("one", "other"):
+        net.scale(name, "x", 4, bias=False).blobs[0][2] = 1e-30
+    model, weights = net.write(tmp_path)
+    out = tmp_path / "out.prototxt", tmp_path / "out.caffemodel"
+    assert len(caffe_fold.fold(model, weights, *out).merged) == 1
+
+
 def test_a_bias_does_not_hide_that_weights_are_lost(tmp_path: Path) -> None:
     net = net_of("data", "data", gain=1e-7)
     report, _ = fold(net, tmp_path, weights_dtype="float16")

@@ -26,7 +26,7 @@ def positive(net: Net, count: int) -> list[Any]:
 # Type, parameters, number of blobs, and what the user has to say.
 FORKS: dict[str, tuple[str, str, int, dict[str, Any]]] = {
     "BN of SegNet": ("BN", "bn_param { bn_mode: INFERENCE }", 2, {}),
-    "BN, inverse deviation": ("BN", "bn_param { eps: 0 }", 4, {"bn_variance": "invstd"}),
+    "BN, inverse deviation": ("BN", "bn_param { eps: 0.01 }", 4, {"bn_variance": "invstd"}),
     "CuDNNBatchNorm, 2 blobs": ("CuDNNBatchNorm", "", 2, {}),
     "CuDNNBatchNorm, 3 blobs": ("CuDNNBatchNorm", "", 3, {}),
     "BatchNorm, 2 blobs": ("BatchNorm", "", 2, {}),

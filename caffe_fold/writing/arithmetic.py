@@ -91,6 +91,6 @@ def blocks(layout: Layout, size: int = BLOCK) -> Iterator[tuple[int, int, int, i
             for col in range(0, cols, size):
                 yield row, 1, col, min(size, cols - col)
         return
-    step = max(1, size // max(cols, 1))
+    step = size // max(cols, 1)
     for row in range(0, rows, step):
         yield row, min(step, rows - row), 0, cols
