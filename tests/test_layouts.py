@@ -13,7 +13,6 @@ from support.weights import read_weights
 import caffe_fold
 from caffe_fold.choices import Choices
 from caffe_fold.layers.affine import AFFINE, Constants
-from caffe_fold.layers.batch_norm import standard_blobs
 from caffe_fold.report import Report
 
 C = 4
@@ -337,7 +336,8 @@ def test_the_standard_equal_of_a_layer_computes_the_same(
     shapes = tuple(np.shape(blob) for blob in blobs)
     message = kind.message(**params)
     constants = Constants(message, tuple(blobs), shapes, None, "TEST", (), choices)
-    statistics, multipliers, eps = standard_blobs(type, constants)
+    assert kind.standard is not None
+    statistics, multipliers, eps = kind.standard(constants)
     x = RNG.normal(0, 1, (C, 5))
     y = x
     if statistics:

@@ -192,7 +192,8 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 def test_every_document_can_be_found() -> None:
-    linked = set(re.findall(r"\]\(docs/([\w.]+)\)", README))
+    texts = README + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"\]\(docs/([\w.]+)\)", texts))
     assert sorted(p.name for p in ROOT.glob("docs/*.md") if p.name not in linked) == []
 
 
