@@ -48,7 +48,7 @@ class _LazyGroup(click.Group):
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in _HOMES and args[0] not in ("--help", "--version"):
+        if args and args[0].startswith("-") and args[0] not in ("--help", "--version"):
             args = [self.default, *args]
         return super().parse_args(ctx, args)
 
@@ -57,12 +57,12 @@ class _LazyGroup(click.Group):
             with interrupts.working():
                 return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:
-            raise Interrupted(f"interrupted; {str(interrupt) or 'nothing was written'}") from None
+            raise Interrupted(_interrupted(str(interrupt))) from None
         except Exception as error:
             if not interrupts.came() or isinstance(error, (CaffeFoldError, click.ClickException)):
                 raise
             # Modules in C make other errors of one that comes while they are imported.
-            raise Interrupted("interrupted; nothing was written") from error
+            raise Interrupted(_interrupted()) from error
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Where a command can stand, the options of the default one can, too."""
@@ -112,6 +112,10 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
+def _interrupted(done: str = "") -> str:
+    return f"interrupted; {done or interrupts.what_is_done() or 'nothing was written'}"
+
+
 def _run() -> int:
     try:
         result = cli.main(prog_name="caffe-fold", standalone_mode=False)
@@ -123,7 +127,7 @@ def _run() -> int:
             silence(sys.stderr)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        return _fail("interrupted; nothing was written", Interrupted.exit_code)
+        return _fail(_interrupted(), Interrupted.exit_code)
     except CaffeFoldError as error:
         return _fail(str(error), error.exit_code)
     except MemoryError:

@@ -36,6 +36,7 @@ class _State:
     is_working = False
     done = ""
     last = -math.inf
+    number = int(signal.SIGINT)
 
 
 def handle() -> None:
@@ -81,9 +82,10 @@ def _leave() -> NoReturn:
     os._exit(130)
 
 
-def _interrupt(*_: object) -> None:
+def _interrupt(number: int, _: object) -> None:
     if not _State.is_working:
         _leave()
+    _State.number = number
     now = time.monotonic()
     if now - _State.last >= _TWICE:
         _State.last = now
@@ -102,9 +104,9 @@ def _swallowed(told: UnraisableHookArgs) -> None:
 def _again() -> None:
     time.sleep(_A_MOMENT)
     if os.name == "posix":
-        os.kill(os.getpid(), signal.SIGINT)  # wakes the main thread, if it waits
+        os.kill(os.getpid(), _State.number)  # wakes the main thread, if it waits
     else:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(_State.number)
 
 
 @contextlib.contextmanager

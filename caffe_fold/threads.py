@@ -75,12 +75,14 @@ def _each(function: Callable[[Item], None], items: Sequence[Item], count: int) -
 
 def _join(threads: list[threading.Thread], failures: list[tuple[bool, int, BaseException]]) -> None:
     """Wait until none works any more, whatever comes: what they write to is closed next."""
-    for thread in threads:
-        while thread.is_alive():
-            try:
-                thread.join()
-            except BaseException as error:
-                failures.append((isinstance(error, Exception), -1, error))
+    while True:
+        try:
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
+            return
+        except BaseException as error:
+            failures.append((isinstance(error, Exception), -1, error))
 
 
 def cores() -> int:

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from support.nets import Net
 
-from caffe_fold import CheckError, cli, convert, fold, weights_files
+from caffe_fold import CheckError, caffe_pb2, cli, convert, fold, weights_files
 from caffe_fold.layers import affine, linear
 from caffe_fold.planning import planner
 from caffe_fold.writing import arithmetic, entries, folded_values, rewrite_prototxt, write
@@ -357,3 +357,21 @@ def test_the_runner_is_quiet_about_a_proof_that_holds(folder: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     assert "checked: 4 changed layers re-read and compared" in result.output
+
+
+def test_a_run_that_changes_nothing_but_by_rounding_goes(tmp_path: Path) -> None:
+    net = Net("opposites")
+    net.input("data", (1, 4, 3, 3))
+    net.relu("relu", "data", top="relu")
+    net.scale("up", "relu", 4, top="up", bias=False)
+    net.scale("down", "up", 4, top="down", bias=False)
+    net.relu("last", "down", top="last")
+    model, weights = net.write(tmp_path)
+    message = caffe_pb2.NetParameter.FromString(weights.read_bytes())
+    for layer, value in (("up", 5.0), ("down", 0.2)):
+        (blob,) = next(found.blobs for found in message.layer if found.name == layer)
+        blob.ClearField("data")
+        blob.double_data.extend([value] * 4)
+    weights.write_bytes(message.SerializeToString())
+    report = fold(model, weights)
+    assert report.removed == ("up", "down")

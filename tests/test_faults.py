@@ -474,6 +474,28 @@ def test_without_hard_links_a_failure_leaves_the_old_pair(
     assert not list(folder.glob(".*"))
 
 
+def test_an_old_pair_that_cannot_be_put_back_is_kept_and_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs, right = both_ways(folder), os.replace
+
+    def fail(source: str, target: str) -> None:
+        is_new_model = target.endswith(NAMES[0]) and source.endswith(".tmp")
+        if is_new_model or source.endswith(".old"):
+            raise OSError(5, "Input/output error", source)
+        right(source, target)
+
+    assert folded(folder, keep=["conv"]) == pairs[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        with pytest.raises(OutputError, match=r"is kept as .*\.out\.prototxt\.old"):
+            folded(folder)
+    assert (folder / ".out.prototxt.old").read_bytes() == pairs[0][0]
+    assert outputs(folder)[0] is None
+    assert folded(folder) == pairs[1]
+    assert not list(folder.glob(".*"))
+
+
 @pytest.mark.parametrize("kind", ["--equalize", "hdf5"])
 @pytest.mark.parametrize("name", ["out", "n" * 240])
 def test_the_scratch_of_a_killed_fold_goes_with_the_next(

@@ -15,22 +15,19 @@ __all__ = ["demo"]
 def demo(folder: str) -> None:
     """Make a MobileNet-SSD with random weights in DIR, fold it, and report.
 
-    DIR is made where it is not there; by default caffe-fold-demo.
+    DIR is made where it is not there; by default caffe-fold-demo. The files mobilenet_ssd.* in
+    it are replaced.
     """
     from pathlib import Path
 
     from caffe_fold.convert import fold as fold_files
     from caffe_fold.demo import write_demo
     from caffe_fold.errors import OutputError
-    from caffe_fold.interrupts import done
-    from caffe_fold.writing.outputs import written
 
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
         model, weights = write_demo(Path(folder))
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror}") from error
-    done(written(str(model), str(weights)))
     with printing_to_reader():
         click.echo(f"made  {model}\nmade  {weights}\n")
         click.echo(f"$ caffe-fold --model {model} --weights {weights}")

@@ -11,6 +11,8 @@ from caffe_fold import caffe_pb2
 from caffe_fold.demo.layers import Fields, FloatArray, Layer, Scalar, Word
 from caffe_fold.demo.mobilenet_ssd import INPUT_SIZE, layers
 from caffe_fold.weights.wire import length_field
+from caffe_fold.writing.outputs import Outputs, require_place
+from caffe_fold.writing.pair import temporary_pair
 
 __all__ = ["write_demo"]
 
@@ -103,13 +105,17 @@ def write_demo(folder: Path, seed: int = 0) -> tuple[Path, Path]:
     :param folder: where to; it is made if it is not there. Files of these names are replaced.
     :param seed: of the random weights, 23 MB of them; the same seed gives the same weights.
     :returns: the prototxt's path and the caffemodel's.
-    :raises OSError: if the folder cannot be made or written to.
+    :raises OSError: if the folder cannot be made.
+    :raises OutputError: if the files cannot be written; none is left half done.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    prototxt = folder / "mobilenet_ssd.prototxt"
-    caffemodel = folder / "mobilenet_ssd.caffemodel"
-    with prototxt.open("w", encoding="utf-8", newline="\n") as text:
-        text.writelines(_prototxt())
-    with caffemodel.open("wb") as weights:
-        weights.writelines(_caffemodel(np.random.default_rng(seed)))
-    return prototxt, caffemodel
+    outputs = Outputs(*(str(folder / f"mobilenet_ssd.{end}") for end in ("prototxt", "caffemodel")))
+    for path in outputs:
+        require_place(path)
+    with temporary_pair(outputs) as pair:
+        with open(pair.model, "w", encoding="utf-8", newline="\n") as text:
+            text.writelines(_prototxt())
+        with open(pair.weights, "wb") as weights:
+            weights.writelines(_caffemodel(np.random.default_rng(seed)))
+        pair.commit()
+    return Path(outputs.model), Path(outputs.weights)

@@ -20,6 +20,7 @@ from caffe_fold.weights import wire
 __all__ = ["Blob", "Form", "Run", "Storage", "index_blob"]
 
 _REPEATS = 1 << 15
+_SMALL = 32  # bytes
 _AXES = 32  # kMaxBlobAxes (BVLC, blob.hpp)
 
 
@@ -194,7 +195,7 @@ def _described(
 
 def _blob_proto(head: bytes) -> caffe_pb2.BlobProto:
     """A blob's message without its values, not to be changed: many blobs share a shape."""
-    return _small_blob_proto(head) if len(head) <= _AXES else caffe_pb2.BlobProto.FromString(head)
+    return _small_blob_proto(head) if len(head) <= _SMALL else caffe_pb2.BlobProto.FromString(head)
 
 
 @functools.lru_cache(maxsize=256)

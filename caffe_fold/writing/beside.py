@@ -34,11 +34,17 @@ class Place(NamedTuple):
     aside: str
     scratch: str
 
+    def clear(self) -> None:
+        """Remove all that a run left which was killed."""
+        with contextlib.suppress(OSError):
+            os.unlink(self.aside)
+        self.remove()
+
     def remove(self) -> None:
-        """Remove all that is there."""
-        for path in (self.temporary, self.aside):
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+        """Remove all that is of use during a run alone; not what was there before, which may
+        be the only one."""
+        with contextlib.suppress(OSError):
+            os.unlink(self.temporary)
         if os.path.lexists(self.scratch):
             import shutil
 
@@ -57,7 +63,7 @@ def taken(path: str) -> Iterator[Place]:
             # Without a lock, another run may write the same: it is to have other names.
             place = _place(path, "" if is_locked else f"{os.urandom(6).hex()}.")
             stack.callback(place.remove)
-            place.remove()
+            place.clear()
             # Not by tempfile, whose files are private: this has the mode of any new file.
             try:
                 os.close(os.open(place.temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -73,7 +79,7 @@ def clear(path: str) -> None:
     """Remove what a killed run left beside an output, unless a run writes it."""
     if any(os.path.lexists(hidden(path, suffix)) for suffix in SUFFIXES):
         with contextlib.suppress(OSError, OutputError), locked(path):
-            _place(path, "").remove()
+            _place(path, "").clear()
 
 
 def _place(path: str, tag: str) -> Place:

@@ -50,35 +50,37 @@ class TemporaryPair(NamedTuple):
         :raises OutputError: if the system does not let one; what was there before is there
             again.
         """
+        with writing(self.outputs.weights):
+            _keep(self.places[1])
         with uninterrupted():
             try:
                 self._put_in_place(page)
-                done(written(*self.outputs))
-            except BaseException:
-                self._restore()
+            except BaseException as error:
+                self._restore(error)
                 raise
+            else:
+                done(written(*self.outputs))
             finally:
-                for place in self.places:
-                    with contextlib.suppress(OSError):
-                        os.unlink(place.aside)
+                self._drop_old()
 
     def _put_in_place(self, page: Place | None) -> None:
         """First the old prototxt goes, and last the new one comes: a kill in between leaves
         weights alone. The old weights stay in place until the new ones take it."""
         model, weights = self.places
-        with writing(weights.path):
-            _keep(weights)
         with writing(model.path), contextlib.suppress(FileNotFoundError):
             os.replace(model.path, model.aside)
         for place in (weights, model, *([page] if page else [])):
             with writing(place.path):
                 os.replace(place.temporary, place.path)
 
-    def _restore(self) -> None:
-        """Back to what was there, the other way round; no step is taken after one that fails.
-        A temporary file that is there was not renamed."""
+    def _restore(self, error: BaseException) -> None:
+        """Back to what was there, the other way round; a temporary file that is there was not
+        renamed.
+
+        :raises OutputError: if that cannot be done, either; it names what is kept of it.
+        """
         model, weights = self.places
-        with contextlib.suppress(OSError):
+        try:
             if not os.path.lexists(model.temporary):
                 os.unlink(model.path)
             if not os.path.lexists(weights.temporary):
@@ -86,7 +88,25 @@ class TemporaryPair(NamedTuple):
                     os.replace(weights.aside, weights.path)
                 else:
                     os.unlink(weights.path)
-            os.replace(model.aside, model.path)
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(model.aside, model.path)
+        except OSError:
+            kept = [show(p.aside, 1000) for p in self.places if _is_gone(p.path, p.aside)]
+            if kept:
+                told = f"{error}; what was there is kept as {' and '.join(kept)}"
+                raise OutputError(told) from error
+
+    def _drop_old(self) -> None:
+        """Remove what was there before, once it stands under its name or is replaced."""
+        for place in self.places:
+            if not _is_gone(place.path, place.aside):
+                with contextlib.suppress(OSError):
+                    os.unlink(place.aside)
+
+
+def _is_gone(path: str, aside: str) -> bool:
+    """Whether what was there before is kept and stands nowhere else."""
+    return os.path.lexists(aside) and not os.path.lexists(path)
 
 
 def _keep(weights: Place) -> None:
