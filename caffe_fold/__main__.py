@@ -27,7 +27,7 @@ def main() -> None:
         cli.main()
     except SystemExit as end:
         if end.code == _INTERRUPTED:
-            # Python would end by the signal, where it came while a module was made.
+            # Python would end by the signal, if it came while a module was being imported.
             os._exit(_INTERRUPTED)
         raise
 

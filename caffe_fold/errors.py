@@ -101,7 +101,8 @@ def show(name: str, limit: int = 200) -> str:
 class reading:
     """Tell what the system says against a file that is read.
 
-    A class, since it stands around each of many small reads, and costs a third of a function.
+    A class, since it stands around each of many small reads, and costs a third of what a
+    generator does.
 
     :raises InputError: for whatever it says.
     """

@@ -37,7 +37,7 @@ Examples:
 \b
 Exit codes:
   0    each model is done, now or by an earlier run
-  1    a model failed, and the others are done; or --strict, and no file is of a pair
+  1    a model failed, and the others are done; or, with --strict, no pair was found
   2    bad usage or input; nothing was folded
   130  interrupted; what is done is recorded, and the same command goes on"""
 

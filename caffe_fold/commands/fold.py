@@ -19,7 +19,7 @@ Exit codes:
   0    done
   1    a check failed; nothing was written
   2    bad usage or input; nothing was written
-  3    --strict: written, but a BatchNorm is left
+  3    --strict: a BatchNorm is left; written, but for --dry-run
   4    written, but the report could not be printed
   130  interrupted; the line says whether both files are written, or nothing"""
 
