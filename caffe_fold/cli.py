@@ -59,7 +59,9 @@ class _LazyGroup(click.Group):
         except KeyboardInterrupt as interrupt:
             raise Interrupted(_interrupted(str(interrupt))) from None
         except Exception as error:
-            if not interrupts.came() or isinstance(error, (CaffeFoldError, click.ClickException)):
+            if not interrupts.was_interrupted() or isinstance(
+                error, (CaffeFoldError, click.ClickException)
+            ):
                 raise
             # Modules in C make other errors of one that comes while they are imported.
             raise Interrupted(_interrupted()) from error

@@ -163,17 +163,17 @@ def fold(
                 require_unfolded_pair(graph, caffemodel)
             kept = kept_values(graph, keep)
             job = _Job(
-                graph,
-                original,
-                caffemodel,
-                file,
-                choices,
-                engine_caffe,
-                keep if equalize else None,
-                check,
-                verify,
-                threads,
-                page,
+                graph=graph,
+                original=original,
+                model=caffemodel,
+                file=file,
+                choices=choices,
+                engine_caffe=engine_caffe,
+                equalize=keep if equalize else None,
+                check=check,
+                verify=verify,
+                threads=threads,
+                page=page,
             )
             report = until_computable(
                 graph,

@@ -56,9 +56,14 @@ class CheckError(CaffeFoldError):
 
 
 class StrictError(CaffeFoldError):
-    """``--strict``: both files are written, but a BatchNorm is left in them."""
+    """``--strict``: so many BatchNorm layers are left; both files are written, but for a dry
+    run."""
 
     exit_code: ClassVar[int] = 3
+
+    def __init__(self, left: int) -> None:
+        layers = "1 BatchNorm layer is" if left == 1 else f"{left} BatchNorm layers are"
+        super().__init__(f"--strict: {layers} left")
 
 
 class ReportError(CaffeFoldError):

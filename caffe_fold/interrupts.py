@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
-__all__ = ["STOPPING", "came", "done", "handle", "uninterrupted", "what_is_done", "working"]
+__all__ = ["STOPPING", "handle", "record_done", "uninterrupted", "was_interrupted", "what_is_done"]
+__all__ += ["working"]
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 """The signals that stop a run."""
@@ -59,17 +60,17 @@ def working() -> Iterator[None]:
             signal.signal(number, signal.SIG_IGN)
 
 
-def done(what: str) -> None:
-    """Tell what is done: the text of the KeyboardInterrupt that may come from now on."""
+def record_done(what: str) -> None:
+    """Say what this process has written: the text of an interrupt that comes from now on."""
     _State.done = what
 
 
 def what_is_done() -> str:
-    """What was told; "" where nothing is written yet."""
+    """What was recorded; "" where nothing is written yet."""
     return _State.done
 
 
-def came() -> bool:
+def was_interrupted() -> bool:
     """Whether there was an interrupt since the work began."""
     return _State.last > -math.inf
 

@@ -123,7 +123,7 @@ def test_strict_fails_the_model_that_keeps_a_batch_norm(
     assert done.code == 1
     by_name = {line["output"]: line for line in lines(tmp_path / "r")}
     left = by_name["left_inference.caffemodel"]
-    assert (left["exit_code"], left["error"]) == (3, "--strict: 1 BatchNorm layers are left")
+    assert (left["exit_code"], left["error"]) == (3, "--strict: 1 BatchNorm layer is left")
     assert left["report"]["written"]
     assert files(tmp_path / "out") == folded("net0", "net1", "left")
     again = run(zoo, "--strict")

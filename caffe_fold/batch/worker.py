@@ -67,7 +67,7 @@ def fold_task(task: Task) -> Outcome:
         data = report.to_dict()
         outcome = Outcome(task, report=data)
         if task.strict and report.left:
-            error = StrictError(f"--strict: {report.left} BatchNorm layers are left")
+            error = StrictError(report.left)
             outcome = replace(outcome, error=str(error), exit_code=error.exit_code)
         else:
             outcome = replace(outcome, entry=entry_of(task, inputs, data))

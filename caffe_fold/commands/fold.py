@@ -78,4 +78,4 @@ def fold(verify: bool, strict: bool, as_json: bool, quiet: bool, **options: Any)
     report = fold_files(options.pop("model"), options.pop("weights"), **options)
     print_report(report, as_json, quiet)
     if strict and report.left:
-        raise StrictError(f"--strict: {report.left} BatchNorm layers are left")
+        raise StrictError(report.left)

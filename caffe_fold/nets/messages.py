@@ -94,9 +94,21 @@ def _is_unknown_enum(value: str, enum: Any) -> bool:
     return value not in enum.values_by_name
 
 
-@functools.lru_cache(maxsize=4096)
+# Longer ones are hardly ever said twice.
+_SHORT = 1 << 12
+
+
 def from_text(make: Callable[[], Any], text: str) -> tuple[Any, int, str]:
     """A message, or the line of a complaint and the complaint. Not to be changed."""
+    return (_remembered if len(text) <= _SHORT else _read)(make, text)
+
+
+@functools.lru_cache(maxsize=4096)
+def _remembered(make: Callable[[], Any], text: str) -> tuple[Any, int, str]:
+    return _read(make, text)
+
+
+def _read(make: Callable[[], Any], text: str) -> tuple[Any, int, str]:
     from google.protobuf import text_format
 
     parsed = make()

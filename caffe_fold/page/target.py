@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from caffe_fold.errors import ExtraMissing, OutputError, Path, show, writing
-from caffe_fold.interrupts import done, uninterrupted
+from caffe_fold.interrupts import record_done, uninterrupted
 from caffe_fold.writing.beside import Place, taken
 from caffe_fold.writing.outputs import is_same, require_apart, require_place
 
@@ -41,7 +41,7 @@ class PageTarget:
         """Give the page its name."""
         with uninterrupted(), writing(self.place.path):
             os.replace(self.place.temporary, self.place.path)
-            done(f"{show(self.place.path, 1000)} is written")
+            record_done(f"{show(self.place.path, 1000)} is written")
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from caffe_fold.report import Checked
 from caffe_fold.weights import wire
 from caffe_fold.weights.caffemodel import Caffemodel
 from caffe_fold.writing.check import check_values
-from caffe_fold.writing.extremes import linear_has_extremes, unproved
+from caffe_fold.writing.extremes import linear_has_extremes, unprovable
 from caffe_fold.writing.linear_forward import linear_forward
 
 __all__ = ["check_equalized"]
@@ -73,7 +73,7 @@ def _check_chain(
     if not agrees.all():
         for layer in before:
             if linear_has_extremes(layer, old):
-                raise unproved(layer.layer)
+                raise unprovable(layer.layer)
         at = int(np.argmin(agrees))
         names = f"'{show(before[0].layer.name)}' to '{show(before[-1].layer.name)}'"
         raise CheckError(

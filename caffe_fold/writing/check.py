@@ -24,7 +24,7 @@ from caffe_fold.report import Checked
 from caffe_fold.threads import each
 from caffe_fold.weights.blob import Storage
 from caffe_fold.weights.caffemodel import Caffemodel
-from caffe_fold.writing.extremes import has_extremes, linear_has_extremes, unproved
+from caffe_fold.writing.extremes import has_extremes, linear_has_extremes, unprovable
 from caffe_fold.writing.linear_forward import linear_forward
 
 __all__ = ["check_graph", "check_values", "parameters"]
@@ -124,7 +124,7 @@ def check_values(plan: Plan, old: Caffemodel, new: Facts, threads: int | None = 
                 found.append(_check_merge(merge, new.affine(places[merge.keeper.layer.name])))
         except CheckError:
             if any(map(has_extremes, merge.layers)):
-                raise unproved(merge.keeper.layer) from None
+                raise unprovable(merge.keeper.layer) from None
             raise
     for removal in plan.removals:
         with np.errstate(all="ignore"):
@@ -195,7 +195,7 @@ def _provable(fold: Fold, written: LinearLayer, old: Caffemodel, new: Facts) -> 
     except CheckError:
         layers = (*fold.layers_before, *fold.layers_behind)
         if any(map(has_extremes, layers)) or linear_has_extremes(fold.linear, old):
-            raise unproved(fold.linear.layer) from None
+            raise unprovable(fold.linear.layer) from None
         raise
 
 
@@ -209,7 +209,7 @@ def _check_removal(removal: Removal) -> None:
     if not (np.abs(y - x) <= 64 * np.finfo(np.float64).eps * largest).all():
         first = removal.layers[0].layer
         if any(map(has_extremes, removal.layers)):
-            raise unproved(first)
+            raise unprovable(first)
         raise CheckError(f"layer '{show(first.name)}' does change its input")
 
 

@@ -15,7 +15,7 @@ from caffe_fold.weights.caffemodel import Caffemodel
 from caffe_fold.writing.arithmetic import blocks
 from caffe_fold.writing.folded_values import Blocked
 
-__all__ = ["has_extremes", "linear_has_extremes", "unproved"]
+__all__ = ["has_extremes", "linear_has_extremes", "unprovable"]
 
 # Six of them multiplied, as in a fold from both sides, stay within float64.
 _LARGE = 1e50
@@ -35,7 +35,7 @@ def linear_has_extremes(layer: LinearLayer, model: Caffemodel) -> bool:
     return layer.bias is not None and _extreme(model.vector(layer.bias))
 
 
-def unproved(layer: Layer) -> Blocked:
+def unprovable(layer: Layer) -> Blocked:
     """The refusal of such a layer's fold."""
     why = "numbers that go into them are too large or too small for float64 to prove them"
     return Blocked(layer, "precision", why)

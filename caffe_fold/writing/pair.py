@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 
 from caffe_fold.errors import OutputError, show, writing
-from caffe_fold.interrupts import done, uninterrupted
+from caffe_fold.interrupts import record_done, uninterrupted
 from caffe_fold.named import NamedTuple
 from caffe_fold.writing.beside import Place, taken
 from caffe_fold.writing.outputs import Outputs, written
@@ -59,7 +59,7 @@ class TemporaryPair(NamedTuple):
                 self._restore(error)
                 raise
             else:
-                done(written(*self.outputs))
+                record_done(written(*self.outputs))
             finally:
                 self._drop_old()
 
