@@ -34,11 +34,15 @@ class Choices(NamedTuple):
     weights_dtype: str | None = None
     drop_quantization: bool = False
 
-    def require_known(self) -> None:
-        """Raise InputError if a name is none of those above."""
+    def known(self) -> Choices:
+        """The same choices.
+
+        :raises InputError: if a name is none of those above.
+        """
         _require(self.bn_layout, (None, *BN_LAYOUTS), "bn_layout")
         _require(self.bn_variance, BN_VARIANCES, "bn_variance")
         _require(self.weights_dtype, (None, *WEIGHTS_DTYPES), "weights_dtype")
+        return self
 
 
 def _require(value: str | None, allowed: tuple[str | None, ...], name: str) -> None:

@@ -134,8 +134,9 @@ def fold(
     """
     if input_shapes and not deploy:
         raise InputError("input shapes are for --deploy alone, which is not given")
-    choices = Choices(assume_global_stats, bn_layout, bn_variance, weights_dtype, drop_quantization)
-    choices.require_known()
+    choices = Choices(
+        assume_global_stats, bn_layout, bn_variance, weights_dtype, drop_quantization
+    ).known()
     if verify is not None and dry_run:
         raise InputError("a dry run writes nothing that could be verified; leave one of them out")
     kind = require_inputs(model, weights)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable
 import click
 
 from caffe_fold.commands.fold_options import fold_options
-from caffe_fold.commands.options import a_file, a_folder
+from caffe_fold.commands.options import a_file, a_folder, file_option
 from caffe_fold.commands.printing import printing_to_reader
 from caffe_fold.commands.verify_options import asked_for
 from caffe_fold.errors import OutputError, show
@@ -59,9 +59,8 @@ Exit codes:
     help="How many processes.  [default: the cores]",
 )
 @click.option("--scheduler", metavar="ADDRESS", help="Fold on a Dask cluster, as tcp://host:8786.")
-@click.option(
+@file_option(
     "--report",
-    shell_complete=a_file,
     metavar="FILE",
     help="Write the reports to it, as JSON lines.",
 )

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from caffe_fold.commands.fold_options import fold_options
-from caffe_fold.commands.options import a_file, html_option
+from caffe_fold.commands.options import file_option, html_option
 from caffe_fold.commands.printing import print_report
 from caffe_fold.commands.verify_options import asked_for
 from caffe_fold.errors import StrictError
@@ -36,31 +36,27 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.option(
+@file_option(
     "--model",
     required=True,
-    shell_complete=a_file,
     metavar="PROTOTXT",
     help="The net's deploy prototxt.",
 )
-@click.option(
+@file_option(
     "--weights",
     required=True,
-    shell_complete=a_file,
     metavar="CAFFEMODEL",
     help="Its trained weights.",
 )
-@click.option(
+@file_option(
     "--output-model",
     "--output_model",
-    shell_complete=a_file,
     metavar="PROTOTXT",
     help="Where the folded prototxt goes.  [default: beside --model, its stem plus _inference]",
 )
-@click.option(
+@file_option(
     "--output-weights",
     "--output_weights",
-    shell_complete=a_file,
     metavar="CAFFEMODEL",
     help="Where the folded weights go.  [default: beside --weights, its stem plus _inference]",
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from caffe_fold.commands.fold_options import plan_options
-from caffe_fold.commands.options import a_file, html_option
+from caffe_fold.commands.options import file_option, html_option
 from caffe_fold.commands.printing import printing_to_reader
 
 if TYPE_CHECKING:
@@ -30,16 +30,14 @@ Exit codes:
 
 
 @click.command(epilog=_EXAMPLES)
-@click.option(
+@file_option(
     "--model",
     required=True,
-    shell_complete=a_file,
     metavar="PROTOTXT",
     help="The net's deploy prototxt.",
 )
-@click.option(
+@file_option(
     "--weights",
-    shell_complete=a_file,
     metavar="CAFFEMODEL",
     help="Its trained weights; can be left out.",
 )

@@ -11,7 +11,7 @@ from caffe_fold.errors import show
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-__all__ = ["Command", "a_file", "a_folder", "each", "html_option", "shapes"]
+__all__ = ["Command", "a_file", "a_folder", "each", "file_option", "html_option", "shapes"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -54,9 +54,17 @@ def each(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     return decorate
 
 
-html_option = click.option(
+def file_option(
+    *names: str, metavar: str, help: str, required: bool = False
+) -> Callable[[Command], Command]:
+    """An option that takes a file, whose name the shell completes."""
+    return click.option(
+        *names, metavar=metavar, help=help, required=required, shell_complete=a_file
+    )
+
+
+html_option = file_option(
     "--html",
-    shell_complete=a_file,
     metavar="FILE",
     help="Write a page that shows the net, its folds, and how ready it is for int8.",
 )

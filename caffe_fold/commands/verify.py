@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from caffe_fold.commands.options import a_file, html_option
+from caffe_fold.commands.options import file_option, html_option
 from caffe_fold.commands.printing import printing_to_reader
 from caffe_fold.commands.verify_options import common_options, input_options
 from caffe_fold.errors import InputError, show
@@ -32,39 +32,34 @@ _ROUNDS = 15
 
 
 @click.command(epilog=_EXAMPLES)
-@click.option(
+@file_option(
     "--model",
     required=True,
-    shell_complete=a_file,
     metavar="PROTOTXT",
     help="The original prototxt.",
 )
-@click.option(
+@file_option(
     "--weights",
     required=True,
-    shell_complete=a_file,
     metavar="CAFFEMODEL",
     help="The original weights.",
 )
-@click.option(
+@file_option(
     "--folded-model",
     required=True,
-    shell_complete=a_file,
     metavar="PROTOTXT",
     help="The folded prototxt.",
 )
-@click.option(
+@file_option(
     "--folded-weights",
     required=True,
-    shell_complete=a_file,
     metavar="CAFFEMODEL",
     help="The folded weights.",
 )
 @common_options()
 @input_options()
-@click.option(
+@file_option(
     "--report",
-    shell_complete=a_file,
     metavar="JSON",
     help="The fold's --json report: blobs that --equalize gave another scale are skipped.",
 )

@@ -7,7 +7,7 @@ from typing import Any, Callable
 import click
 
 from caffe_fold.choices import CHANNEL_ORDERS, ENGINES
-from caffe_fold.commands.options import Command, a_file, each, shapes
+from caffe_fold.commands.options import Command, each, file_option, shapes
 from caffe_fold.errors import InputError, show
 
 __all__ = ["asked_for", "common_options", "input_options"]
@@ -34,15 +34,13 @@ def common_options(prefix: str = "") -> Callable[[Command], Command]:
             show_default=True,
             help=f"What runs the nets: {engines}, or the first of them that can.",
         ),
-        click.option(
+        file_option(
             f"--{prefix}caffe-python",
-            shell_complete=a_file,
             metavar="PYTHON",
             help="The interpreter that has pycaffe.  [default: $CAFFE_FOLD_CAFFE_PYTHON]",
         ),
-        click.option(
+        file_option(
             f"--{prefix}input",
-            shell_complete=a_file,
             metavar="FILE",
             help="An image, .npy or .npz (by blob) to put in.  [default: random pixels]",
         ),

@@ -63,8 +63,9 @@ def inspect(
     :raises OutputError: if the page cannot be written.
     :raises ExtraMissing: if a page is asked for and what makes it is not installed.
     """
-    choices = Choices(assume_global_stats, bn_layout, bn_variance, weights_dtype, drop_quantization)
-    choices.require_known()
+    choices = Choices(
+        assume_global_stats, bn_layout, bn_variance, weights_dtype, drop_quantization
+    ).known()
     with contextlib.ExitStack() as stack:
         page = None
         if html is not None:

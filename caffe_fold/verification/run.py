@@ -97,8 +97,7 @@ def verify(
     wanted = Wanted(input, means, scale, channel_order, samples, seed, shapes)
     if not 0 <= tolerance < math.inf:
         raise InputError(f"tolerance is {tolerance}; expected a number of 0 or more")
-    choices = Choices(assume_global_stats, bn_layout, bn_variance)
-    choices.require_known()
+    choices = Choices(assume_global_stats, bn_layout, bn_variance).known()
     engines = engines_for(engine, caffe_python)
     state = State("TEST", level or 0, frozenset(stages))
     pairs = (Files(model, weights), Files(folded_model, folded_weights))

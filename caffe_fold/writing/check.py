@@ -8,8 +8,10 @@ weights are laid out by their definition, and affine layers run forward.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +36,7 @@ Array = NDArray[np.float64]
 # A weight and a bias are each rounded once, by half a unit; the rest is headroom for
 # float64 sums over long rows.
 _ROUNDINGS = 1.0
+_HEADROOM = 64 * float(np.finfo(np.float64).eps)
 
 
 def check_graph(plan: Plan, old: Graph, new: Graph) -> None:
@@ -112,22 +115,19 @@ def check_values(plan: Plan, old: Caffemodel, new: Facts, threads: int | None = 
     found: list[float] = []
 
     def check(pair: tuple[Fold, LinearLayer]) -> None:
-        with np.errstate(all="ignore"):  # numbers that overflow here differ, and are named
-            found.append(_provable(*pair, old, new))
+        fold = pair[0]
+        layers = (*fold.layers_before, *fold.layers_behind)
+        with _proving(fold.linear.layer, layers, lambda: linear_has_extremes(fold.linear, old)):
+            found.append(_check_fold(*pair, old, new))
 
     for layer in written:
         _check_shared(new, places[layer.layer.name])
     each(check, list(zip(changed, written)), lambda pair: pair[1].weight.size, threads)
     for merge in plan.merges:
-        try:
-            with np.errstate(all="ignore"):
-                found.append(_check_merge(merge, new.affine(places[merge.keeper.layer.name])))
-        except CheckError:
-            if any(map(has_extremes, merge.layers)):
-                raise unprovable(merge.keeper.layer) from None
-            raise
+        with _proving(merge.keeper.layer, merge.layers):
+            found.append(_check_merge(merge, new.affine(places[merge.keeper.layer.name])))
     for removal in plan.removals:
-        with np.errstate(all="ignore"):
+        with _proving(removal.layers[0].layer, removal.layers):
             _check_removal(removal)
     return Checked(len(found), max(found, default=0.0))
 
@@ -188,14 +188,18 @@ def _forward(layers: Sequence[AffineLayer], x: Array) -> Array:
     return x
 
 
-def _provable(fold: Fold, written: LinearLayer, old: Caffemodel, new: Facts) -> float:
-    """``_check_fold``, which a fold of extreme numbers may fail, though it is right."""
+@contextlib.contextmanager
+def _proving(
+    layer: Layer, affine: Sequence[AffineLayer], more: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
+    """Where one of the ``affine`` layers holds extreme numbers, or there are ``more``, a proof
+    that fails is none of the fold's faults: ``layer`` is refused."""
     try:
-        return _check_fold(fold, written, old, new)
+        with np.errstate(all="ignore"):  # numbers that overflow here differ, and are named
+            yield
     except CheckError:
-        layers = (*fold.layers_before, *fold.layers_behind)
-        if any(map(has_extremes, layers)) or linear_has_extremes(fold.linear, old):
-            raise unprovable(fold.linear.layer) from None
+        if any(map(has_extremes, affine)) or more():
+            raise unprovable(layer) from None
         raise
 
 
@@ -206,11 +210,8 @@ def _check_removal(removal: Removal) -> None:
     for layer in removal.layers:
         y = layer.kind.forward(y, layer.constants)
         largest = np.maximum(largest, np.abs(y))
-    if not (np.abs(y - x) <= 64 * np.finfo(np.float64).eps * largest).all():
-        first = removal.layers[0].layer
-        if any(map(has_extremes, removal.layers)):
-            raise unprovable(first)
-        raise CheckError(f"layer '{show(first.name)}' does change its input")
+    if not (np.isfinite(largest) & (np.abs(y - x) <= _HEADROOM * largest)).all():
+        raise CheckError(f"layer '{show(removal.layers[0].layer.name)}' does change its input")
 
 
 def _check_merge(merge: Merge, written: AffineLayer) -> float:
@@ -259,9 +260,8 @@ def _compare(
     """The largest difference as a part of what rounding to ``storage`` allows, where
     ``size`` is the sum of |w| |x| and |b|, and ``terms`` how many weights add to it."""
     info = np.finfo(storage.dtype)
-    headroom = 64 * np.finfo(np.float64).eps
     allowed = _ROUNDINGS * float(info.eps) * size + float(info.tiny) * float(info.eps) * (terms + 1)
-    allowed = allowed + headroom * (size + np.abs(wanted))
+    allowed = allowed + _HEADROOM * (size + np.abs(wanted))
     difference = np.abs(wanted - found)
     agrees = (difference <= allowed) & np.isfinite(allowed)
     if not agrees.all():

@@ -38,14 +38,17 @@ def write_parts(
     The pieces of a part are computed in their order, parts by up to ``threads`` threads.
     """
     if path is None:
-        each(_compute, [part for part in parts if _values(part)], _size, threads)
+        computed = [part for part in parts if _values(part)]
+        each(_compute, computed, lambda part: size_of([part]), threads)
         return
     # Not "wb": a file that was cut to nothing is written out to the disk when it is closed, by
     # ext4 (auto_da_alloc) among others, and the next step would wait for that.
     target = os.open(path, os.O_CREAT | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
     try:
         jobs = list(_jobs(parts))
-        each(lambda job: _write(model, job, target), jobs, lambda job: _size(job.pieces), threads)
+        each(
+            lambda job: _write(model, job, target), jobs, lambda job: size_of([job.pieces]), threads
+        )
         if os.fstat(target).st_size > size_of(parts):
             os.ftruncate(target, size_of(parts))
     finally:
@@ -54,10 +57,6 @@ def write_parts(
 
 def _values(part: Sequence[Piece]) -> list[Values]:
     return [piece for piece in part if isinstance(piece, Values)]
-
-
-def _size(part: Sequence[Piece]) -> int:
-    return sum(piece.size for piece in part)
 
 
 def _compute(part: Sequence[Piece]) -> None:
