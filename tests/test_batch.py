@@ -144,7 +144,7 @@ def test_an_input_of_verify_is_told_by_its_stamp(checksum: bool, tmp_path: Path,
         files = (model, weights, str(tmp_path), model, weights)
         return Task("net0", *files, options=options, strict=False, checksum=checksum)
 
-    entry = ledger.entry_of(task(one), ledger.inputs_of(task(one)), {})
+    entry = ledger.entry_of(task(one), ledger.inputs_of(task(one)), {}, has_digests=False)
     assert ledger.is_done(task(one), entry)
     assert ledger.is_done(task(other), entry) == checksum
     assert not ledger.is_done(task(None), entry)
@@ -311,6 +311,20 @@ def test_with_checksum_the_output_folder_may_move(zoo: Path, tmp_path: Path, run
         assert line["report"]["weights"] == line["weights"]
         assert line["report"]["weights"].startswith(str(moved))
         assert line["report"]["output_model"].startswith(str(tmp_path / "old"))
+
+
+def test_with_checksum_the_outputs_count_by_their_content(
+    zoo: Path, tmp_path: Path, run: Run
+) -> None:
+    """As after a build server brought its cache back, and after a file was edited in place."""
+    run(zoo, "--checksum")
+    for path in (tmp_path / "out").iterdir():
+        os.utime(path, (1, 1))
+    assert again(run, zoo, "--checksum") == "0 done, 2 unchanged"
+    path = tmp_path / "out/net0_inference.prototxt"
+    path.write_bytes(path.read_bytes().replace(b"dim: 4", b"dim: 5"))
+    os.utime(path, (1, 1))
+    assert again(run, zoo, "--checksum") == "1 done, 1 unchanged"
 
 
 def test_what_was_made_of_another_source_is_not_replaced_in_silence(
@@ -494,6 +508,19 @@ def task_of(folder: Path, name: str) -> Task:
         strict=False,
         checksum=False,
     )
+
+
+def test_what_a_cluster_runs_twice_is_done(tmp_path: Path) -> None:
+    """It runs a task again whose worker died before it heard that nobody waits for it."""
+    task = task_of(tmp_path, "a")
+    entry = work.fold_on_cluster(task).entry
+    for name in (task.output_model, task.output_weights):
+        os.utime(name, (1, 1))
+    assert work.fold_on_cluster(task).entry != entry  # the times are others
+    assert ledger.is_done(task, entry)
+    output = Path(task.output_weights)
+    output.write_bytes(output.read_bytes()[::-1])
+    assert not ledger.is_done(task, entry)
 
 
 def fold_or_die(task: Task) -> work.Outcome:

@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar, Union
 
 from caffe_fold.batch.tasks import Task
-from caffe_fold.batch.worker import Outcome, failed, fold_and_end, fold_task, prepare
+from caffe_fold.batch.worker import Outcome, failed, fold_and_end, fold_on_cluster, prepare
 from caffe_fold.errors import InputError, show
 from caffe_fold.interrupts import STOPPING
 from caffe_fold.streams import say
@@ -80,7 +80,7 @@ class Cluster:
     """
 
     address: str
-    run = staticmethod(fold_task)
+    run = staticmethod(fold_on_cluster)
     ahead = 10_000
 
     @contextlib.contextmanager

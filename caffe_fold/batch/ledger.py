@@ -126,13 +126,19 @@ def inputs_of(task: Task) -> list[dict[str, Any]]:
 
     :raises InputError: if one is not there.
     """
-    found = []
-    for address in input_addresses(task):
-        known: dict[str, Any] = {"path": address, **asdict(storage.stamp(address))}
-        if task.checksum:
-            known["sha256"] = storage.digest(address)
-        found.append(known)
-    return found
+    return [_known(address, task.checksum) for address in input_addresses(task)]
+
+
+def _known(address: str, has_digest: bool) -> dict[str, Any]:
+    known: dict[str, Any] = {"path": address, **asdict(storage.stamp(address))}
+    if has_digest:
+        known["sha256"] = storage.digest(address)
+    return known
+
+
+def _known_output(address: str, has_digest: bool) -> dict[str, Any]:
+    """A store's tag is mostly of the content, and saves reading back what was sent."""
+    return _known(address, has_digest and not storage.is_url(address))
 
 
 def input_addresses(task: Task) -> list[str]:
@@ -155,10 +161,15 @@ def asked(task: Task) -> str:
     return json.dumps(what, sort_keys=True, default=str)
 
 
-def entry_of(task: Task, inputs: list[dict[str, Any]], report: Mapping[str, Any]) -> Entry:
-    """The entry of a task that is done."""
+def entry_of(
+    task: Task, inputs: list[dict[str, Any]], report: Mapping[str, Any], has_digests: bool
+) -> Entry:
+    """The entry of a task that is done.
+
+    :param has_digests: whether the outputs are to be known by their content, too.
+    """
     outputs = {
-        _below(task, address): asdict(storage.stamp(address))
+        _below(task, address): _known_output(address, has_digests or task.checksum)
         for address in (task.output_model, task.output_weights)
     }
     return {
@@ -202,7 +213,7 @@ def is_done(task: Task, entry: Entry | None) -> bool:
         return False
     try:
         for address in (task.output_model, task.output_weights):
-            if entry["outputs"][_below(task, address)] != asdict(storage.stamp(address)):
+            if not _is_as_written(entry["outputs"][_below(task, address)], address, task.checksum):
                 return False
         inputs = inputs_of(task)
         is_as_many = len(inputs) == len(entry["inputs"])
@@ -217,6 +228,15 @@ def _is_same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     if "sha256" in new:
         return bool(old.get("sha256") == new["sha256"])
     return bool(new["tag"]) and all(old[key] == new[key] for key in ("path", "size", "tag"))
+
+
+def _is_as_written(old: Mapping[str, Any], address: str, checksum: bool) -> bool:
+    """As of an input, wherever it lies now; and another time does not matter where the content
+    was recorded."""
+    new = _known_output(address, checksum)
+    if new["size"] == old["size"] and "sha256" in old and new["tag"] != old["tag"]:
+        new = _known_output(address, has_digest=True)
+    return _is_same({**old, "path": address}, new)
 
 
 def is_inside(path: str, output: str) -> bool:

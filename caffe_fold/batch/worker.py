@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from caffe_fold.report import Report
 
-__all__ = ["Outcome", "failed", "fold_and_end", "fold_task", "prepare"]
+__all__ = ["Outcome", "failed", "fold_and_end", "fold_on_cluster", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,11 @@ def failed(task: Task, error: str, exit_code: int = 1) -> Outcome:
 # ---- One fold ----
 
 
-def fold_task(task: Task) -> Outcome:
-    """Fold one net. Its files are whole, or they are not there."""
+def fold_task(task: Task, has_digests: bool = False) -> Outcome:
+    """Fold one net. Its files are whole, or they are not there.
+
+    :param has_digests: whether the ledger is to know them by their content, too.
+    """
     start = time.perf_counter()
     try:
         _require_version(task)
@@ -70,7 +73,7 @@ def fold_task(task: Task) -> Outcome:
             error = StrictError(report.left)
             outcome = replace(outcome, error=str(error), exit_code=error.exit_code)
         else:
-            outcome = replace(outcome, entry=entry_of(task, inputs, data))
+            outcome = replace(outcome, entry=entry_of(task, inputs, data, has_digests))
     except CaffeFoldError as error:
         outcome = failed(task, str(error), error.exit_code)
     except MemoryError:
@@ -80,6 +83,12 @@ def fold_task(task: Task) -> Outcome:
             raise
         outcome = failed(task, f"internal error ({type(error).__name__}: {show(str(error))})")
     return replace(outcome, seconds=time.perf_counter() - start)
+
+
+def fold_on_cluster(task: Task) -> Outcome:
+    """``fold_task`` where a task that is done may be run again, because the worker that had
+    done it is gone: its files are the same then, and have another time."""
+    return fold_task(task, has_digests=True)
 
 
 def _require_version(task: Task) -> None:
