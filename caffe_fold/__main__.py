@@ -26,10 +26,25 @@ def main() -> None:
     try:
         cli.main()
     except SystemExit as end:
+        # Taking Python apart would take as long as planning. Whoever has it on again had more
+        # to do than one fold, and may have more to leave.
+        if not gc.isenabled() and isinstance(end.code, int) and _is_flushed():
+            os._exit(end.code)
         if end.code == _INTERRUPTED:
             # Python would end by the signal, if it came while a module was being imported.
             os._exit(_INTERRUPTED)
         raise
+
+
+def _is_flushed() -> bool:
+    import sys
+
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):  # which Python says at its end
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def cli(context: click.Context) -> None:
     The inputs are never changed. What cannot be folded exactly stays, with the reason.
     """
     if context.invoked_subcommand != _LazyGroup.default:
-        gc.enable()  # one fold makes no garbage to speak of; see __main__.py
+        gc.enable()  # one fold makes no garbage to speak of, and ends at once; see __main__.py
     if os.environ.get("NO_COLOR"):
         context.color = False
 
@@ -108,10 +108,7 @@ def main() -> NoReturn:
     # Folding has threads of its own; those of NumPy's BLAS would stand in their way.
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
-    code = _run()
-    # The last looks for garbage would take a tenth of a small fold, and all goes anyway.
-    gc.freeze()
-    sys.exit(code)
+    sys.exit(_run())
 
 
 def _interrupted(done: str = "") -> str:
