@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from support import engines
 from support.browser import browser
 from support.command import Call, caller
 
 __all__ = ["browser", "call", "real_caffe"]
+
+
+def pytest_configure() -> None:
+    """Have Ctrl-C again where it is ignored, as in what a script starts with ``&``: the tests'
+    processes would ignore it, too."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
