@@ -138,7 +138,9 @@ def _known(address: str, has_digest: bool) -> dict[str, Any]:
 
 def _known_output(address: str, has_digest: bool) -> dict[str, Any]:
     """A store's tag is mostly of the content, and saves reading back what was sent."""
-    return _known(address, has_digest and not storage.is_url(address))
+    known = _known(address, has_digest=False)
+    has_tag = storage.is_url(address) and known["tag"]
+    return _known(address, has_digest=True) if has_digest and not has_tag else known
 
 
 def input_addresses(task: Task) -> list[str]:

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 from caffe_fold.layers.affine import AFFINE
 from caffe_fold.layers.linear import LINEAR
-from caffe_fold.layers.other import ACTIVATIONS
+from caffe_fold.layers.other import ELEMENTWISE
 from caffe_fold.nets.graph import Graph
 from caffe_fold.planning.surgery import Surgery
 
 __all__ = ["Picture", "Wiring", "after", "before", "picture"]
 
-_FOLLOWING = ACTIVATIONS | frozenset(AFFINE)
+_FOLLOWING = ELEMENTWISE | frozenset(AFFINE)
 
 # Layers between two readers of an input from which on it is drawn again.
 _FAR = 30
