@@ -322,13 +322,17 @@ class Facts:
         if len(blobs) not in counts:
             raise Refused(
                 "no-weights" if not blobs else "blob-count",
-                f"its type has {' or '.join(map(str, counts))} blobs and its weights "
-                f"{_shapes(blobs)}",
+                f"its type has {_either(counts)} and its weights {_shapes(blobs)}",
             )
         for index, blob in enumerate(blobs):
             if blob.problem:
                 raise Refused("blob-shape", f"in its blob {index} {blob.problem}")
         return entries, blobs
+
+
+def _either(counts: tuple[int, ...]) -> str:
+    *others, last = map(str, counts)
+    return f"{', '.join(others)} or {last} blobs" if others else f"{last} blob{'s' * (last != '1')}"
 
 
 def _shapes(blobs: tuple[Blob, ...]) -> str:
