@@ -180,7 +180,7 @@ def test_strict_is_no_success_where_nothing_is_folded(tmp_path: Path, call: Call
     assert call(*command).code == 0
     done = call(*command, "--strict")
     assert done.code == 1
-    assert done.err.endswith("error: --strict: nothing was folded; 1 files are skipped\n")
+    assert done.err.endswith("error: --strict: nothing was folded; 1 file skipped\n")
 
 
 def test_rows_for_one_file_are_told_by_their_lines(tmp_path: Path, call: Call) -> None:

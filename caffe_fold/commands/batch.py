@@ -107,7 +107,7 @@ def batch(
     if dry_run:
         return _print_plan(found)
     if options["strict"] and not found.tasks:
-        say(f"error: --strict: nothing was folded; {len(found.skipped)} files are skipped")
+        say(f"error: --strict: nothing was folded; {_skipped(len(found.skipped))}")
         return 1
     return _run(found, partial(_workers, jobs, scheduler), report, quiet)
 
@@ -236,7 +236,7 @@ def _run(found: Batch, workers: Callable[[int], Workers], report: str | None, qu
 
 
 def _print_table(rows: Sequence[Row], skipped: int, seconds: float) -> None:
-    from caffe_fold.batch.table import as_table
+    from caffe_fold.batch.table import as_table, counted
 
     if rows:
         click.echo(as_table(rows))
@@ -245,6 +245,12 @@ def _print_table(rows: Sequence[Row], skipped: int, seconds: float) -> None:
     )
     rate = f", {(done + failed) / seconds:.1f}/s" if done + failed and seconds else ""
     click.echo(
-        f"{len(rows)} models: {done} done, {same} unchanged, {failed} failed; "
-        f"{skipped} files skipped; {seconds:.1f} s{rate}"
+        f"{counted(len(rows), 'model')}: {done} done, {same} unchanged, {failed} failed; "
+        f"{_skipped(skipped)}; {seconds:.1f} s{rate}"
     )
+
+
+def _skipped(count: int) -> str:
+    from caffe_fold.batch.table import counted
+
+    return f"{counted(count, 'file')} skipped"
