@@ -40,6 +40,12 @@ def test_the_name_behind_a_url() -> None:
     assert storage.folder_of(url) == "https://host/a"
 
 
+def test_an_object_may_have_any_name() -> None:
+    url = "s3://zoo/a?b/net#1.caffemodel"
+    assert storage.basename(url) == "net#1.caffemodel"
+    assert storage.folder_of(url) == "s3://zoo/a?b"
+
+
 def test_without_fsspec_one_line_says_what_to_install(
     tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,6 +224,41 @@ def test_an_upload_that_fails_leaves_no_prototxt(
     assert not store.exists("zoo/out/a/net0_inference.prototxt")
     monkeypatch.setattr(storage, "upload", real)
     assert "1 done, 0 unchanged" in call("batch", *arguments).out
+
+
+def test_hdf5_weights_come_out_as_hdf5(
+    store: Any, tmp_path: Path, call: Call, threads: None
+) -> None:
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    net = batching.tiny()
+    with h5py.File(tmp_path / "net.caffemodel.h5", "w") as file:
+        for layer in net.layers:
+            for index, blob in enumerate(layer.blobs):
+                file[f"data/{layer.name}/{index}"] = blob.astype("<f4")
+    store.pipe_file("zoo/nets/net.prototxt", net.prototxt().encode())
+    store.put_file(str(tmp_path / "net.caffemodel.h5"), "zoo/nets/net.caffemodel.h5")
+    done = call("batch", f"{BUCKET}/nets", "--output-dir", f"{BUCKET}/out")
+    assert done.code == 0, done.err
+    store.get_file("zoo/out/net_inference.caffemodel.h5", str(tmp_path / "folded.h5"))
+    with h5py.File(tmp_path / "folded.h5") as file:
+        assert sorted(file["data"]["conv"]) == ["0", "1"]
+
+
+def test_what_another_ledger_has_as_its_outputs_is_no_source(
+    store: Any, tmp_path: Path, call: Call, threads: None
+) -> None:
+    put_pairs(store, tmp_path, 1)
+    row = {
+        "model": "a/net0.prototxt",
+        "weights": "a/net0.caffemodel",
+        "output_weights": "best.caffemodel",
+    }
+    store.pipe_file("zoo/nets/m.jsonl", json.dumps(row).encode())
+    assert call("batch", f"{BUCKET}/nets/m.jsonl", "--output-dir", f"{BUCKET}/nets/out").code == 0
+    assert store.exists("zoo/nets/out/best.caffemodel")
+    done = call("batch", f"{BUCKET}/nets", "--output-dir", f"{BUCKET}/other", "--dry-run")
+    assert done.err == ""
+    assert "1 to fold, 0 unchanged, 0 skipped" in done.out
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_WEB = re.compile(r"https?://", re.IGNORECASE)
 _LOCAL = re.compile(r"(?:file|local)://", re.IGNORECASE)
 _CHUNK = 1 << 20
 # What the stores call that which changes with the content: S3 and HTTP, Google, Azure, files.
@@ -76,17 +77,22 @@ def join(folder: str, name: str) -> str:
 
 
 def basename(address: str) -> str:
-    """The last part of an address, without a URL's query."""
+    """The last part of an address, without a query."""
     if is_url(address):
-        return posixpath.basename(re.split(r"[?#]", address)[0])
+        return posixpath.basename(_without_query(address))
     return os.path.basename(address)
 
 
 def folder_of(address: str) -> str:
     """The address of the folder that something is in."""
     if is_url(address):
-        return re.split(r"[?#]", address)[0].rpartition("/")[0]
+        return _without_query(address).rpartition("/")[0]
     return os.path.dirname(address) or os.curdir
+
+
+def _without_query(url: str) -> str:
+    """A URL without what comes behind the path; in a store it may be a part of the name."""
+    return re.split(r"[?#]", url)[0] if _WEB.match(url) else url
 
 
 # ---- What a file is, without its content ----

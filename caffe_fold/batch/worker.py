@@ -156,9 +156,7 @@ def _fetched(task: Task, scratch: str) -> Task:
     for number, address in enumerate((task.model, task.weights, _input_of(task))):
         path = address
         if storage.is_url(address):
-            # The suffix tells an image's format; a name may be anything.
-            suffix = os.path.splitext(storage.basename(address))[1]
-            path = os.path.join(scratch, "in", f"{number}{suffix}")
+            path = os.path.join(scratch, "in", _scratch_name(number, address))
             storage.download(address, path)
         fetched.append(path)
     local = replace(task, model=fetched[0], weights=fetched[1])
@@ -170,10 +168,16 @@ def _fetched(task: Task, scratch: str) -> Task:
         local = replace(
             local,
             output=folder,
-            output_model=os.path.join(folder, "folded.prototxt"),
-            output_weights=os.path.join(folder, "folded.caffemodel"),
+            output_model=os.path.join(folder, _scratch_name(0, task.output_model)),
+            output_weights=os.path.join(folder, _scratch_name(1, task.output_weights)),
         )
     return local
+
+
+def _scratch_name(number: int, address: str) -> str:
+    """A file's name in place of that of a URL, which may be anything; its suffix tells HDF5
+    from binary weights, and an image's format."""
+    return f"{number}{os.path.splitext(storage.basename(address))[1]}"
 
 
 def _with_addresses(text: str, local: Task, task: Task) -> str:
