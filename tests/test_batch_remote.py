@@ -18,8 +18,8 @@ from batching import lines, write_pairs
 from support.command import Call
 
 import caffe_fold
-from caffe_fold.batch import storage
-from caffe_fold.errors import InputError
+from caffe_fold.batch import ledger, storage
+from caffe_fold.errors import InputError, OutputError
 
 # ---- Without a server ----
 
@@ -259,6 +259,18 @@ def test_what_another_ledger_has_as_its_outputs_is_no_source(
     done = call("batch", f"{BUCKET}/nets", "--output-dir", f"{BUCKET}/other", "--dry-run")
     assert done.err == ""
     assert "1 to fold, 0 unchanged, 0 skipped" in done.out
+
+
+def test_a_batch_ends_where_another_writes_the_ledger(
+    store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "_SECONDS", 0)
+    first, other = ledger.Ledger(f"{BUCKET}/out"), ledger.Ledger(f"{BUCKET}/out")
+    first.done(batching.entry("a"))
+    with pytest.raises(OutputError, match=r"was written by another run meanwhile; let one batch"):
+        other.done(batching.entry("b"))
+    first.done(batching.entry("c"))
+    assert list(ledger.read(f"{BUCKET}/out")) == ["a", "c"]
 
 
 @pytest.mark.parametrize(

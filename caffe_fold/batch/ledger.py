@@ -2,7 +2,8 @@
 
 A line is written before a fold starts and after it is done. A kill leaves at most one torn
 line, the last, which is not read. The folder is locked while a run is on, so that two runs
-do not write the same files; a store of objects has no locks.
+do not write the same files. A store of objects has no locks: there, a run that finds that
+another has written the ledger ends.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from caffe_fold.batch import storage
-from caffe_fold.errors import CaffeFoldError, writing
+from caffe_fold.errors import CaffeFoldError, OutputError, show, writing
 from caffe_fold.writing import lock
 from caffe_fold.writing.beside import clear
 from caffe_fold.writing.lock import hidden
@@ -254,8 +255,9 @@ class Ledger:
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self.address = storage.join(folder, LEDGER)
-        self.entries = read(folder)
         self._is_url = storage.is_url(folder)
+        self._tag = self._stored_tag() if self._is_url else ""
+        self.entries = read(folder)
         self._written = time.monotonic()
         self._started: list[str] = []
         if self._is_url:
@@ -320,8 +322,22 @@ class Ledger:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _replace(self) -> None:
+        """Write all entries to a store.
+
+        :raises OutputError: if another run has written its own since this one did, or read them.
+        """
+        if self._stored_tag() != self._tag:
+            raise OutputError(
+                f"{show(self.address, 1000)} was written by another run meanwhile; let one batch "
+                "at a time write to a folder"
+            )
         storage.replace_text(self.address, "".join(map(_line, self.entries.values())))
+        self._tag = self._stored_tag()
         self._written = time.monotonic()
+
+    def _stored_tag(self) -> str:
+        """What changes when anyone writes the ledger; "" if it is not there."""
+        return storage.stamp(self.address).tag if storage.exists(self.address) else ""
 
 
 def _line(entry: Entry) -> str:

@@ -13,9 +13,9 @@ from caffe_fold.batch import ledger, manifest, storage
 from caffe_fold.batch.execute import Workers, execute
 from caffe_fold.batch.folders import Item, Pair, Skipped, pairs_in
 from caffe_fold.batch.progress import Progress
-from caffe_fold.batch.table import Row, as_line, row_of, skipped_line
+from caffe_fold.batch.table import Row, as_line, counted, row_of, skipped_line
 from caffe_fold.batch.tasks import Task, identity, plan
-from caffe_fold.errors import InputError, Interrupted, OutputError, show
+from caffe_fold.errors import CaffeFoldError, InputError, Interrupted, OutputError, show
 from caffe_fold.streams import say
 from caffe_fold.threads import cores
 from caffe_fold.writing.outputs import is_same
@@ -143,33 +143,51 @@ def run(
     :raises Interrupted: after Ctrl-C, with what is done in the ledger.
     """
     rows: list[Row] = []
+    try:
+        report_error = _run(batch, workers, report, progress, rows)
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; {_how_far(rows, batch)}") from None
+    except CaffeFoldError as error:
+        if any(row.status == "done" for row in rows):  # as where the disk is full
+            error.args = (f"{error}; {_how_far(rows, batch)}",)
+        raise
+    return Result(rows, report_error)
+
+
+def _how_far(rows: Sequence[Row], batch: Batch) -> str:
+    done, count = sum(not row.error for row in rows), len(batch.tasks)
+    models = f"{counted(count, 'model')} {'is' if count == 1 else 'are'}"
+    return f"{done} of {models} done, and the same command goes on from there"
+
+
+def _run(
+    batch: Batch,
+    workers: Callable[[int], Workers],
+    report: str | None,
+    progress: Callable[[int], Progress],
+    rows: list[Row],
+) -> str:
+    """``run``, which adds to ``rows``; gives why the report is not whole."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(ledger.locked(batch.output))
         lines = stack.enter_context(_opened(report, batch))
         book = stack.enter_context(contextlib.closing(ledger.Ledger(batch.output)))
         for skipped in batch.skipped:
             lines.write(skipped_line(skipped))
-        try:
-            unchanged, left = split(batch, book.entries)
-            for row in unchanged:
-                rows.append(row)
-                lines.write(as_line(row))
-            _tell_replaced(left, book)
-            if left:
-                found = _outcomes(left, workers(len(left)), book)
-                told = stack.enter_context(progress(len(left)))
-                with contextlib.closing(found):
-                    for row in found:
-                        rows.append(row)
-                        lines.write(as_line(row))
-                        told.tell(row)
-        except KeyboardInterrupt:
-            done = sum(not row.error for row in rows)
-            raise Interrupted(
-                f"interrupted; {done} of {len(batch.tasks)} models are done, and the same "
-                "command goes on from there"
-            ) from None
-    return Result(rows, lines.error)
+        unchanged, left = split(batch, book.entries)
+        for row in unchanged:
+            rows.append(row)
+            lines.write(as_line(row))
+        _tell_replaced(left, book)
+        if left:
+            found = _outcomes(left, workers(len(left)), book)
+            told = stack.enter_context(progress(len(left)))
+            with contextlib.closing(found):
+                for row in found:
+                    rows.append(row)
+                    lines.write(as_line(row))
+                    told.tell(row)
+    return lines.error
 
 
 def _tell_replaced(tasks: Sequence[Task], book: ledger.Ledger) -> None:
