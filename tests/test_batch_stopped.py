@@ -62,3 +62,18 @@ def test_an_interrupt_while_the_ledger_is_closed_says_what_is_done(
     done = call("batch", tmp_path / "zoo", "--output-dir", tmp_path / "out")
     assert done.code == 130
     assert "error: interrupted; 2 of 2 models are done" in done.err
+
+
+def test_an_interrupt_of_the_table_does_not_say_that_nothing_was_written(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batching.fold_in_threads(monkeypatch)
+    write_pairs(tmp_path / "zoo", 1)
+
+    def as_table(_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("caffe_fold.batch.table.as_table", as_table)
+    done = call("batch", tmp_path / "zoo", "--output-dir", tmp_path / "out")
+    assert done.code == 130
+    assert done.err.endswith("error: interrupted; the batch is at its end; its table is not\n")

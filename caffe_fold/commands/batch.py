@@ -16,6 +16,7 @@ from caffe_fold.commands.options import a_file, a_folder, file_option
 from caffe_fold.commands.printing import printing_to_reader
 from caffe_fold.commands.verify_options import asked_for
 from caffe_fold.errors import OutputError, show
+from caffe_fold.interrupts import record_done
 from caffe_fold.streams import say
 
 if TYPE_CHECKING:
@@ -224,6 +225,7 @@ def _run(found: Batch, workers: Callable[[int], Workers], report: str | None, qu
     start = time.monotonic()
     result = run(found, workers, report, partial(progress, quiet=quiet))
     seconds = time.monotonic() - start
+    record_done("the batch is at its end; its table is not")
     if not quiet:
         try:
             with printing_to_reader():
