@@ -39,7 +39,7 @@ Examples:
 Exit codes:
   0    each model is done, now or by an earlier run
   1    a model failed, and the others are done; or, with --strict, no pair was found
-  2    bad usage or input; nothing was folded
+  2    bad usage or input, and nothing was folded; or what is done cannot be recorded
   130  interrupted; what is done is recorded, and the same command goes on"""
 
 
@@ -68,7 +68,7 @@ Exit codes:
 @click.option(
     "--checksum",
     is_flag=True,
-    help="Tell a changed input by its content, and not by its size and time.",
+    help="Tell changed files by their content, and not by size and time.",
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and write nothing.")
 @click.option("--strict", is_flag=True, help="A model in which a BatchNorm is left has failed.")
