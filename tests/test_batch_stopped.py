@@ -76,4 +76,4 @@ def test_an_interrupt_of_the_table_does_not_say_that_nothing_was_written(
     monkeypatch.setattr("caffe_fold.batch.table.as_table", as_table)
     done = call("batch", tmp_path / "zoo", "--output-dir", tmp_path / "out")
     assert done.code == 130
-    assert done.err.endswith("error: interrupted; the batch is at its end; its table is not\n")
+    assert done.err.endswith("error: interrupted; the batch is done, but for its table\n")

@@ -15,7 +15,7 @@ from caffe_fold.commands.fold_options import fold_options
 from caffe_fold.commands.options import a_file, a_folder, file_option
 from caffe_fold.commands.printing import printing_to_reader
 from caffe_fold.commands.verify_options import asked_for
-from caffe_fold.errors import OutputError, show
+from caffe_fold.errors import ReportError, show
 from caffe_fold.interrupts import record_done
 from caffe_fold.streams import say
 
@@ -225,12 +225,12 @@ def _run(found: Batch, workers: Callable[[int], Workers], report: str | None, qu
     start = time.monotonic()
     result = run(found, workers, report, partial(progress, quiet=quiet))
     seconds = time.monotonic() - start
-    record_done("the batch is at its end; its table is not")
+    record_done("the batch is done, but for its table")
     if not quiet:
         try:
             with printing_to_reader():
                 _print_table(result.rows, len(found.skipped), seconds)
-        except OutputError as error:  # the folds are done all the same
+        except ReportError as error:  # the folds are done all the same
             say(f"warning: {error}")
     if result.report_error:
         say(f"error: {result.report_error}")
