@@ -244,6 +244,36 @@ def test_hdf5_weights_come_out_as_hdf5(
         assert sorted(file["data"]["conv"]) == ["0", "1"]
 
 
+def test_a_report_of_verify_names_the_objects(
+    store: Any, tmp_path: Path, call: Call, threads: None
+) -> None:
+    pytest.importorskip("cv2", reason="the verify extra is not installed")
+    put_pairs(store, tmp_path, 1)
+    report = tmp_path / "report.jsonl"
+    arguments = (f"{BUCKET}/nets", "--output-dir", f"{BUCKET}/out", "--verify", "--report", report)
+    for status in ("done", "unchanged"):
+        assert call("batch", *arguments).code == 0
+        (line,) = lines(report)
+        assert line["status"] == status
+        verified = line["report"]["verified"]
+        assert verified["weights"] == f"{BUCKET}/nets/a/net0.caffemodel"
+        assert verified["folded_model"] == f"{BUCKET}/out/a/net0_inference.prototxt"
+        assert "caffe-fold-" not in json.dumps(line)
+
+
+def test_a_bad_input_of_verify_is_named_by_its_url(
+    store: Any, tmp_path: Path, call: Call, threads: None
+) -> None:
+    pytest.importorskip("cv2", reason="the verify extra is not installed")
+    put_pairs(store, tmp_path, 1)
+    image = f"{BUCKET}/image.jpg"
+    store.pipe_file(image, b"not one")
+    arguments = ("--output-dir", f"{BUCKET}/out", "--verify", "--verify-input", image)
+    done = call("batch", f"{BUCKET}/nets", *arguments)
+    assert done.code == 1
+    assert f"failed  a/net0_inference.caffemodel: {image} is " in done.err
+
+
 def test_what_another_ledger_has_as_its_outputs_is_no_source(
     store: Any, tmp_path: Path, call: Call, threads: None
 ) -> None:

@@ -14,7 +14,7 @@ from caffe_fold.batch.execute import Workers, execute
 from caffe_fold.batch.folders import Item, Pair, Skipped, pairs_in
 from caffe_fold.batch.progress import Progress
 from caffe_fold.batch.table import Row, as_line, counted, row_of, skipped_line
-from caffe_fold.batch.tasks import Task, identity, plan
+from caffe_fold.batch.tasks import Task, addressed, identity, plan
 from caffe_fold.errors import CaffeFoldError, InputError, Interrupted, OutputError, show
 from caffe_fold.streams import say
 from caffe_fold.threads import cores
@@ -103,17 +103,11 @@ def split(batch: Batch, entries: Mapping[str, ledger.Entry]) -> tuple[list[Row],
     rows, left = [], []
     for task, is_done in zip(batch.tasks, done):
         if is_done:
-            report = _as_of(task, entries[task.name]["report"])
+            report = addressed(entries[task.name]["report"], task)
             rows.append(Row(task.name, "unchanged", task.model, task.weights, report=report))
         else:
             left.append(task)
     return rows, left
-
-
-def _as_of(task: Task, report: Mapping[str, Any]) -> dict[str, Any]:
-    """An earlier run's report with the paths of now, which with a checksum may be others."""
-    names = ("model", "weights", "output_model", "output_weights")
-    return {**report, **{name: getattr(task, name) for name in names if name in report}}
 
 
 # ---- Running ----

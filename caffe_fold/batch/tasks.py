@@ -17,7 +17,7 @@ from caffe_fold.batch.ledger import OWN_FILES, input_addresses, is_inside
 from caffe_fold.batch.pairing import FOLDED, stem
 from caffe_fold.errors import InputError, OutputError, show
 
-__all__ = ["Task", "identity", "plan", "require_inside"]
+__all__ = ["Task", "addressed", "identity", "plan", "require_inside"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,19 @@ class Task:
     strict: bool
     checksum: bool
     version: str = __version__
+
+
+def addressed(report: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    """A fold's report, ``Report.to_dict``, with the task's addresses: it may be of copies of
+    the files, or of where they were before."""
+    model, weights = show(task.model, 10**9), show(task.weights, 10**9)
+    folded_model, folded_weights = show(task.output_model, 10**9), show(task.output_weights, 10**9)
+    new = {"model": model, "weights": weights}
+    changed = {**report, **new, "output_model": folded_model, "output_weights": folded_weights}
+    if report.get("verified"):
+        new.update(folded_model=folded_model, folded_weights=folded_weights)
+        changed["verified"] = {**report["verified"], **new}
+    return changed
 
 
 def plan(
