@@ -19,6 +19,7 @@ from support.command import Call
 
 import caffe_fold
 from caffe_fold.batch import ledger, storage
+from caffe_fold.batch.store_ledger import StoreLedger
 from caffe_fold.errors import InputError, OutputError
 
 # ---- Without a server ----
@@ -294,8 +295,8 @@ def test_what_another_ledger_has_as_its_outputs_is_no_source(
 def test_a_batch_ends_where_another_writes_the_ledger(
     store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger, "_SECONDS", 0)
-    first, other = ledger.Ledger(f"{BUCKET}/out"), ledger.Ledger(f"{BUCKET}/out")
+    monkeypatch.setattr("caffe_fold.batch.store_ledger._SECONDS", 0)
+    first, other = StoreLedger(f"{BUCKET}/out"), StoreLedger(f"{BUCKET}/out")
     first.done(batching.entry("a"))
     with pytest.raises(OutputError, match=r"was written by another run meanwhile; let one batch"):
         other.done(batching.entry("b"))

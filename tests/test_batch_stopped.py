@@ -77,3 +77,15 @@ def test_an_interrupt_of_the_table_does_not_say_that_nothing_was_written(
     done = call("batch", tmp_path / "zoo", "--output-dir", tmp_path / "out")
     assert done.code == 130
     assert done.err.endswith("error: interrupted; the batch is done, but for its table\n")
+
+
+def test_an_interrupt_while_the_ledger_is_begun_leaves_no_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replace(*_: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        Ledger(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []

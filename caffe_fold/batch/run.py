@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, Union
 
 from caffe_fold.batch import ledger, manifest, storage
 from caffe_fold.batch.execute import Workers, execute
 from caffe_fold.batch.folders import Item, Pair, Skipped, pairs_in
 from caffe_fold.batch.progress import Progress
+from caffe_fold.batch.store_ledger import StoreLedger
 from caffe_fold.batch.table import Row, as_line, counted, row_of, skipped_line
 from caffe_fold.batch.tasks import Task, addressed, identity, plan
 from caffe_fold.errors import CaffeFoldError, InputError, Interrupted, OutputError, show
@@ -154,6 +155,13 @@ def _how_far(rows: Sequence[Row], batch: Batch) -> str:
     return f"{done} of {models} done, and the same command goes on from there"
 
 
+_Book = Union[ledger.Ledger, StoreLedger]
+
+
+def _book(folder: str) -> _Book:
+    return StoreLedger(folder) if storage.is_url(folder) else ledger.Ledger(folder)
+
+
 def _run(
     batch: Batch,
     workers: Callable[[int], Workers],
@@ -165,7 +173,7 @@ def _run(
     with contextlib.ExitStack() as stack:
         stack.enter_context(ledger.locked(batch.output))
         lines = stack.enter_context(_opened(report, batch))
-        book = stack.enter_context(contextlib.closing(ledger.Ledger(batch.output)))
+        book = stack.enter_context(contextlib.closing(_book(batch.output)))
         for skipped in batch.skipped:
             lines.write(skipped_line(skipped))
         unchanged, left = split(batch, book.entries)
@@ -184,7 +192,7 @@ def _run(
     return lines.error
 
 
-def _tell_replaced(tasks: Sequence[Task], book: ledger.Ledger) -> None:
+def _tell_replaced(tasks: Sequence[Task], book: _Book) -> None:
     """Warn where an output was made of another source by an earlier run."""
     for task in tasks:
         path = ledger.replaced(task, book.entries.get(task.name))
@@ -194,9 +202,7 @@ def _tell_replaced(tasks: Sequence[Task], book: ledger.Ledger) -> None:
             say(f"warning: {output} {made}; it is now of {weights}")
 
 
-def _outcomes(
-    tasks: Sequence[Task], workers: Workers, book: ledger.Ledger
-) -> Generator[Row, None, None]:
+def _outcomes(tasks: Sequence[Task], workers: Workers, book: _Book) -> Generator[Row, None, None]:
     """A row for each task as it comes to an end, which the ledger has by then."""
     with contextlib.closing(execute(tasks, workers, book.start)) as outcomes:
         for outcome in outcomes:
