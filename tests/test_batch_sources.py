@@ -302,7 +302,10 @@ BAD = {
     "unknown column": ("model,weights,kep\n", ":1: unknown column 'kep'; the closest is 'keep'"),
     "a column twice": ("model,weights,bn-layout,bn_layout\n", ":1: the column 'bn-layout' is"),
     "no weights": ("model\nnet.prototxt\n", ":2: column 'weights': it is missing"),
-    "a cell too few": ("model,weights\n\nnet.prototxt\n", ":3: found 1 cells; the head has 2"),
+    "a cell too few": (
+        "model,weights\n\nnet.prototxt\n",
+        ":3: expected as many cells as the head has, 2; found 1",
+    ),
     "not a choice": (
         f"model,weights,bn-layout\n{PAIR},caffe\n",
         ":2: column 'bn-layout': 'caffe' is not one of",

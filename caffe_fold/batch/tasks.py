@@ -166,8 +166,9 @@ def _require_different(tasks: list[Task], origins: list[str], others: Iterable[s
             real, who = identity(path), f"{show(task.weights, 1000)} (of {origin})"
             if real in owners:
                 raise OutputError(
-                    f"{show(path, 1000)} would be written by two: {told[real]} and {who}; name "
-                    "other outputs in a manifest, or give each source an --output-dir of its own"
+                    f"{show(path, 1000)} would be written by two: {told[real]} and {who}; "
+                    "leave one out, name other outputs in a manifest, or give each source an "
+                    "--output-dir of its own"
                 )
             owners[real], told[real] = task, who
     for path in (*others, *(path for task in tasks for path in input_addresses(task))):
