@@ -105,11 +105,11 @@ def batch(
     asked_for(click.get_current_context(), dict(options), is_verified)
     for skipped in found.skipped:
         say(f"skipped  {show(skipped.path, 1000)}: {skipped.reason}")
-    if dry_run:
-        return _print_plan(found)
     if options["strict"] and not found.tasks:
         say(f"error: --strict: nothing was folded; {_skipped(len(found.skipped))}")
         return 1
+    if dry_run:
+        return _print_plan(found)
     return _run(found, partial(_workers, jobs, scheduler), report, quiet)
 
 
