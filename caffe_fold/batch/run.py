@@ -52,7 +52,7 @@ def find(
     :raises InputError: if a source is not there or not understood, or there is no pair.
     :raises OutputError: if two pairs would write one file.
     """
-    output, sources = _absolute(output), tuple(map(_absolute, sources))
+    output, sources = _given(output), tuple(map(_given, sources))
     found = [item for source in sources for item in _items(source, output, row_options)]
     skipped = tuple(item for item in found if isinstance(item, Skipped))
     pairs = [item for item in found if isinstance(item, Pair)]
@@ -82,15 +82,14 @@ def _items(source: str, output: str, options: manifest.Options) -> Iterator[Item
         )
 
 
-def _absolute(address: str) -> str:
-    """An address that means the same in another process, which may have another folder.
+def _given(address: str) -> str:
+    """An address of the command line, made absolute.
 
     :raises InputError: if it is empty, as of a variable that is not set.
     """
     if not address:
         raise InputError("an empty path is given; expected a folder, a manifest or a URL")
-    address = storage.local(address)
-    return address if storage.is_url(address) else os.path.abspath(address)
+    return storage.absolute(address)
 
 
 # ---- What is done ----

@@ -18,6 +18,7 @@ from caffe_fold.errors import CaffeFoldError, CheckError, InputError, show
 
 __all__ = [
     "Stamp",
+    "absolute",
     "basename",
     "digest",
     "download",
@@ -66,6 +67,15 @@ def local(address: str) -> str:
             "or a path without a scheme"
         )
     return os.path.normpath(path)
+
+
+def absolute(address: str) -> str:
+    """An address that means the same in another process, which may have another folder.
+
+    :raises InputError: as ``local``.
+    """
+    address = local(address)
+    return address if is_url(address) else os.path.abspath(address)
 
 
 def join(folder: str, name: str) -> str:

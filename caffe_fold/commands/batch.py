@@ -121,13 +121,11 @@ def _absolute(options: dict[str, Any]) -> dict[str, Any]:
     from caffe_fold.batch import storage
 
     found = dict(options)
-    for name in ("verify_input", "verify_caffe_python"):
-        path = options[name]
-        if path and name == "verify_input":
-            path = found[name] = storage.local(path)
-        # A bare name of an interpreter is looked up on the PATH.
-        if path and "://" not in path and (name == "verify_input" or os.sep in path):
-            found[name] = os.path.abspath(path)
+    given, python = options["verify_input"], options["verify_caffe_python"]
+    if given:
+        found["verify_input"] = storage.absolute(given)
+    if python and os.sep in python:  # a bare name is looked up on the PATH
+        found["verify_caffe_python"] = os.path.abspath(python)
     return found
 
 
