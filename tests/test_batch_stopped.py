@@ -89,3 +89,16 @@ def test_an_interrupt_while_the_ledger_is_begun_leaves_no_half(
     with pytest.raises(KeyboardInterrupt):
         Ledger(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_of_the_look_at_what_is_done_does_not_say_that_nothing_is(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pairs(tmp_path / "zoo", 1)
+
+    def split(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("caffe_fold.batch.run.split", split)
+    done = call("batch", tmp_path / "zoo", "--output-dir", tmp_path / "out")
+    assert (done.code, done.err) == (130, "error: interrupted; nothing was folded by this run\n")

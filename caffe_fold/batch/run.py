@@ -149,6 +149,8 @@ def run(
 
 
 def _how_far(rows: Sequence[Row], batch: Batch) -> str:
+    if not rows:  # it may not be known yet what an earlier run has done
+        return "nothing was folded by this run"
     done, count = sum(not row.error for row in rows), len(batch.tasks)
     models = f"{counted(count, 'model')} {'is' if count == 1 else 'are'}"
     return f"{done} of {models} done, and the same command goes on from there"
