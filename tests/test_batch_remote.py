@@ -304,6 +304,24 @@ def test_a_batch_ends_where_another_writes_the_ledger(
     assert list(ledger.read(f"{BUCKET}/out")) == ["a", "c"]
 
 
+def test_a_store_that_is_away_for_a_moment_ends_no_batch(
+    store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("caffe_fold.batch.store_ledger._SECONDS", 0)
+    book = StoreLedger(f"{BUCKET}/out")
+
+    def replace_text(address: str, text: str) -> None:
+        raise InputError("the line is cut")
+
+    with monkeypatch.context() as cut:
+        cut.setattr(storage, "replace_text", replace_text)
+        book.done(batching.entry("a"))
+        with pytest.raises(InputError):
+            book.close()
+    book.close()
+    assert list(ledger.read(f"{BUCKET}/out")) == ["a"]
+
+
 @pytest.mark.parametrize(
     ("source", "output", "message"),
     [

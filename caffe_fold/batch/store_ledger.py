@@ -6,12 +6,13 @@ ends, since the two replace each other's entries, and maybe files.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
 from caffe_fold.batch import storage
 from caffe_fold.batch.ledger import LEDGER, Entry, line_of, read
-from caffe_fold.errors import OutputError, show
+from caffe_fold.errors import InputError, OutputError, show
 
 if TYPE_CHECKING:
     from caffe_fold.batch.tasks import Task
@@ -37,8 +38,9 @@ class StoreLedger:
     def done(self, entry: Entry) -> None:
         """Note that a fold is done."""
         self.entries[entry["name"]] = entry
-        if time.monotonic() > self._written + _SECONDS:
-            self._write()
+        if time.monotonic() > self._tried + _SECONDS:
+            with contextlib.suppress(InputError):  # a store that is away may come back
+                self._write()
 
     def close(self) -> None:
         """Write what is not written yet."""
@@ -47,8 +49,10 @@ class StoreLedger:
     def _write(self) -> None:
         """Write all entries.
 
+        :raises InputError: if the store refuses.
         :raises OutputError: if another run wrote its own since this one last read or wrote them.
         """
+        self._tried = time.monotonic()
         if self._stored_tag() != self._tag:
             raise OutputError(
                 f"{show(self.address, 1000)} was written by another run meanwhile; let one batch "
@@ -56,7 +60,6 @@ class StoreLedger:
             )
         storage.replace_text(self.address, "".join(map(line_of, self.entries.values())))
         self._tag = self._stored_tag()
-        self._written = time.monotonic()
 
     def _stored_tag(self) -> str:
         """What changes when anyone writes it; "" where it is not there."""
