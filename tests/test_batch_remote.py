@@ -310,8 +310,11 @@ def test_a_store_that_is_away_for_a_moment_ends_no_batch(
     monkeypatch.setattr("caffe_fold.batch.store_ledger._SECONDS", 0)
     book = StoreLedger(f"{BUCKET}/out")
 
+    real = storage.replace_text
+
     def replace_text(address: str, text: str) -> None:
-        raise InputError("the line is cut")
+        real(address, text)
+        raise InputError("the answer is lost")
 
     with monkeypatch.context() as cut:
         cut.setattr(storage, "replace_text", replace_text)

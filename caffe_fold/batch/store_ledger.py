@@ -28,7 +28,7 @@ class StoreLedger:
 
     def __init__(self, folder: str) -> None:
         self.address = storage.join(folder, LEDGER)
-        self._tag = self._stored_tag()
+        self._tag: str | None = self._stored_tag()
         self.entries = read(folder)
         self._write()  # where nothing can be written, this is the time to know
 
@@ -53,11 +53,12 @@ class StoreLedger:
         :raises OutputError: if another run wrote its own since this one last read or wrote them.
         """
         self._tried = time.monotonic()
-        if self._stored_tag() != self._tag:
+        if self._tag is not None and self._stored_tag() != self._tag:
             raise OutputError(
                 f"{show(self.address, 1000)} was written by another run meanwhile; let one batch "
                 "at a time write to a folder"
             )
+        self._tag = None  # not known where it is written, and the answer is lost
         storage.replace_text(self.address, "".join(map(line_of, self.entries.values())))
         self._tag = self._stored_tag()
 
