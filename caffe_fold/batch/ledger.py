@@ -324,7 +324,8 @@ def _inside(output: str, names: Iterable[str]) -> list[str]:
 
 @contextlib.contextmanager
 def locked(folder: str) -> Iterator[None]:
-    """Keep other runs out of an output folder, which is made if it is not there.
+    """Keep other runs out of an output folder, which is made if it is not there. A store has
+    no locks: ``store_ledger`` finds out what this would have kept away.
 
     :raises OutputError: if one is in it, or it cannot be written to.
     """
