@@ -8,10 +8,13 @@ from caffe_fold.errors import show
 from caffe_fold.named import NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from caffe_fold.quantization.result import Equalized
     from caffe_fold.verification.result import Verification
 
-__all__ = ["Absorbed", "Checked", "Counts", "Merged", "Note", "Report", "Stayed", "size_text"]
+__all__ = ["Absorbed", "Checked", "Counts", "Merged", "Note", "Report", "Stayed", "count_norms"]
+__all__ += ["size_text"]
 
 SCHEMA = 1
 
@@ -59,6 +62,13 @@ class Counts(NamedTuple):
     weights_bytes: int
 
 
+def count_norms(by_type: Mapping[str, int]) -> int:
+    """How many layers normalise, of counts by type."""
+    from caffe_fold.layers.affine import AFFINE
+
+    return sum(by_type.get(name, 0) for name, kind in AFFINE.items() if kind.normalises)
+
+
 class Checked(NamedTuple):
     """What the proof compared: how many layers, and the largest difference found, as a
     part of what rounding allows."""
@@ -98,9 +108,7 @@ class Report(NamedTuple):
     @property
     def left(self) -> int:
         """How many normalising layers are left."""
-        from caffe_fold.layers.affine import AFFINE
-
-        return sum(self.after.by_type.get(t, 0) for t, kind in AFFINE.items() if kind.normalises)
+        return count_norms(self.after.by_type)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data for JSON; every name is printable text."""

@@ -18,8 +18,9 @@ from batching import lines, write_pairs
 from support.command import Call
 
 import caffe_fold
-from caffe_fold.batch import storage
-from caffe_fold.errors import InputError
+from caffe_fold.batch import ledger, storage
+from caffe_fold.batch.store_ledger import StoreLedger
+from caffe_fold.errors import InputError, OutputError
 
 # ---- Without a server ----
 
@@ -38,6 +39,12 @@ def test_the_name_behind_a_url() -> None:
     url = "https://host/a/net.caffemodel?token=a/b#c"
     assert storage.basename(url) == "net.caffemodel"
     assert storage.folder_of(url) == "https://host/a"
+
+
+def test_an_object_may_have_any_name() -> None:
+    url = "s3://zoo/a?b/net#1.caffemodel"
+    assert storage.basename(url) == "net#1.caffemodel"
+    assert storage.folder_of(url) == "s3://zoo/a?b"
 
 
 def test_without_fsspec_one_line_says_what_to_install(
@@ -218,6 +225,104 @@ def test_an_upload_that_fails_leaves_no_prototxt(
     assert not store.exists("zoo/out/a/net0_inference.prototxt")
     monkeypatch.setattr(storage, "upload", real)
     assert "1 done, 0 unchanged" in call("batch", *arguments).out
+
+
+def test_hdf5_weights_come_out_as_hdf5(
+    store: Any, tmp_path: Path, call: Call, threads: None
+) -> None:
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    net = batching.tiny()
+    with h5py.File(tmp_path / "net.caffemodel.h5", "w") as file:
+        for layer in net.layers:
+            for index, blob in enumerate(layer.blobs):
+                file[f"data/{layer.name}/{index}"] = blob.astype("<f4")
+    store.pipe_file("zoo/nets/net.prototxt", net.prototxt().encode())
+    store.put_file(str(tmp_path / "net.caffemodel.h5"), "zoo/nets/net.caffemodel.h5")
+    done = call("batch", f"{BUCKET}/nets", "--output-dir", f"{BUCKET}/out")
+    assert done.code == 0, done.err
+    store.get_file("zoo/out/net_inference.caffemodel.h5", str(tmp_path / "folded.h5"))
+    with h5py.File(tmp_path / "folded.h5") as file:
+        assert sorted(file["data"]["conv"]) == ["0", "1"]
+
+
+def test_a_report_of_verify_names_the_objects(
+    store: Any, tmp_path: Path, call: Call, threads: None
+) -> None:
+    pytest.importorskip("cv2", reason="the verify extra is not installed")
+    put_pairs(store, tmp_path, 1)
+    report = tmp_path / "report.jsonl"
+    arguments = (f"{BUCKET}/nets", "--output-dir", f"{BUCKET}/out", "--verify", "--report", report)
+    for status in ("done", "unchanged"):
+        assert call("batch", *arguments).code == 0
+        (line,) = lines(report)
+        assert line["status"] == status
+        verified = line["report"]["verified"]
+        assert verified["weights"] == f"{BUCKET}/nets/a/net0.caffemodel"
+        assert verified["folded_model"] == f"{BUCKET}/out/a/net0_inference.prototxt"
+        assert "caffe-fold-" not in json.dumps(line)
+
+
+def test_a_bad_input_of_verify_is_named_by_its_url(
+    store: Any, tmp_path: Path, call: Call, threads: None
+) -> None:
+    pytest.importorskip("cv2", reason="the verify extra is not installed")
+    put_pairs(store, tmp_path, 1)
+    image = f"{BUCKET}/image.jpg"
+    store.pipe_file(image, b"not one")
+    arguments = ("--output-dir", f"{BUCKET}/out", "--verify", "--verify-input", image)
+    done = call("batch", f"{BUCKET}/nets", *arguments)
+    assert done.code == 1
+    assert f"failed  a/net0_inference.caffemodel: {image} is " in done.err
+
+
+def test_what_another_ledger_has_as_its_outputs_is_no_source(
+    store: Any, tmp_path: Path, call: Call, threads: None
+) -> None:
+    put_pairs(store, tmp_path, 1)
+    row = {
+        "model": "a/net0.prototxt",
+        "weights": "a/net0.caffemodel",
+        "output_weights": "best.caffemodel",
+    }
+    store.pipe_file("zoo/nets/m.jsonl", json.dumps(row).encode())
+    assert call("batch", f"{BUCKET}/nets/m.jsonl", "--output-dir", f"{BUCKET}/nets/out").code == 0
+    assert store.exists("zoo/nets/out/best.caffemodel")
+    done = call("batch", f"{BUCKET}/nets", "--output-dir", f"{BUCKET}/other", "--dry-run")
+    assert done.err == ""
+    assert "1 to fold, 0 unchanged, 0 skipped" in done.out
+
+
+def test_a_batch_ends_where_another_writes_the_ledger(
+    store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("caffe_fold.batch.store_ledger._SECONDS", 0)
+    first, other = StoreLedger(f"{BUCKET}/out"), StoreLedger(f"{BUCKET}/out")
+    first.done(batching.entry("a"))
+    with pytest.raises(OutputError, match=r"was written by another run meanwhile; let one batch"):
+        other.done(batching.entry("b"))
+    first.done(batching.entry("c"))
+    assert list(ledger.read(f"{BUCKET}/out")) == ["a", "c"]
+
+
+def test_a_store_that_is_away_for_a_moment_ends_no_batch(
+    store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("caffe_fold.batch.store_ledger._SECONDS", 0)
+    book = StoreLedger(f"{BUCKET}/out")
+
+    real = storage.replace_text
+
+    def replace_text(address: str, text: str) -> None:
+        real(address, text)
+        raise InputError("the answer is lost")
+
+    with monkeypatch.context() as cut:
+        cut.setattr(storage, "replace_text", replace_text)
+        book.done(batching.entry("a"))
+        with pytest.raises(InputError):
+            book.close()
+    book.close()
+    assert list(ledger.read(f"{BUCKET}/out")) == ["a"]
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ def test_strict_is_no_success_where_nothing_is_folded(tmp_path: Path, call: Call
     assert call(*command).code == 0
     done = call(*command, "--strict")
     assert done.code == 1
-    assert done.err.endswith("error: --strict: nothing was folded; 1 files are skipped\n")
+    assert done.err.endswith("error: --strict: nothing was folded; 1 file skipped\n")
 
 
 def test_rows_for_one_file_are_told_by_their_lines(tmp_path: Path, call: Call) -> None:
@@ -302,7 +302,10 @@ BAD = {
     "unknown column": ("model,weights,kep\n", ":1: unknown column 'kep'; the closest is 'keep'"),
     "a column twice": ("model,weights,bn-layout,bn_layout\n", ":1: the column 'bn-layout' is"),
     "no weights": ("model\nnet.prototxt\n", ":2: column 'weights': it is missing"),
-    "a cell too few": ("model,weights\n\nnet.prototxt\n", ":3: found 1 cells; the head has 2"),
+    "a cell too few": (
+        "model,weights\n\nnet.prototxt\n",
+        ":3: expected as many cells as the head has, 2; found 1",
+    ),
     "not a choice": (
         f"model,weights,bn-layout\n{PAIR},caffe\n",
         ":2: column 'bn-layout': 'caffe' is not one of",

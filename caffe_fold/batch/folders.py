@@ -105,16 +105,23 @@ def _below_url(source: str, output: str) -> Iterator[Item]:
     """The same in a store, which has no links and no folders of its own."""
     by_folder: dict[str, list[str]] = {}
     source, own = source.rstrip("/"), output.rstrip("/")
-    for name in storage.tree(source):
+    names = storage.tree(source)
+    folders = [name.rpartition("/")[0] for name in names if storage.basename(name) == LEDGER]
+    made = {path for place in folders for path in outputs_of(_folder_below(source, place))}
+    for name in names:
+        path = storage.join(source, name)
         is_hidden = any(part.startswith(".") for part in name.split("/"))
-        if is_hidden or (own != source and storage.join(source, name).startswith(f"{own}/")):
+        if is_hidden or path in made or (own != source and path.startswith(f"{own}/")):
             continue
         place, _, last = name.rpartition("/")
         if _is_wanted(last):
             by_folder.setdefault(place, []).append(last)
     for place in sorted(by_folder):
-        folder = storage.join(source, place) if place else source
-        yield from _paired(folder, place, by_folder[place])
+        yield from _paired(_folder_below(source, place), place, by_folder[place])
+
+
+def _folder_below(source: str, place: str) -> str:
+    return storage.join(source, place) if place else source
 
 
 def _paired(folder: str, place: str, names: Collection[str]) -> Iterator[Item]:

@@ -2,7 +2,7 @@
 
 A line is written before a fold starts and after it is done. A kill leaves at most one torn
 line, the last, which is not read. The folder is locked while a run is on, so that two runs
-do not write the same files; a store of objects has no locks.
+do not write the same files. ``store_ledger`` has what is another way in a store of objects.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import errno
 import json
 import os
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -34,6 +33,7 @@ __all__ = [
     "inputs_of",
     "is_done",
     "is_inside",
+    "line_of",
     "locked",
     "outputs_of",
     "read",
@@ -43,9 +43,6 @@ __all__ = [
 LEDGER = ".caffe-fold-batch.jsonl"
 _LOCKED = "caffe-fold-batch"
 OWN_FILES = (LEDGER, f"{LEDGER}.tmp", hidden(_LOCKED, "lock"))
-
-_SECONDS = 5.0
-"""How often the ledger is written in a store, where a line cannot be appended."""
 
 Entry = dict[str, Any]
 
@@ -257,36 +254,24 @@ class Ledger:
         self.folder = folder
         self.address = storage.join(folder, LEDGER)
         self.entries = read(folder)
-        self._is_url = storage.is_url(folder)
-        self._written = time.monotonic()
         self._started: list[str] = []
-        if self._is_url:
-            self._replace()  # where nothing can be written, this is the time to know
-        else:
-            self._descriptor = self._begin()
+        self._descriptor = self._begin()
 
     def start(self, task: Task) -> None:
         """Note that a fold begins, whose temporary files a kill may leave."""
-        if not self._is_url:
-            names = [_below(task, path) for path in (task.output_model, task.output_weights)]
-            self._started += names
-            self._append({"name": task.name, "started": names})
+        names = [_below(task, path) for path in (task.output_model, task.output_weights)]
+        self._started += names
+        self._append({"name": task.name, "started": names})
 
     def done(self, entry: Entry) -> None:
         """Note that a fold is done."""
         self.entries[entry["name"]] = entry
-        if not self._is_url:
-            self._append(entry)
-        elif time.monotonic() > self._written + _SECONDS:
-            self._replace()
+        self._append(entry)
 
     def close(self) -> None:
-        """Write what is not written yet, and clear what killed workers left."""
-        if self._is_url:
-            self._replace()
-        else:
-            os.close(self._descriptor)
-            _clear(self.folder, self._started)
+        """Close the file, and clear what killed workers left."""
+        os.close(self._descriptor)
+        _clear(self.folder, self._started)
 
     def _begin(self) -> int:
         """Clear what a killed run left, write the entries anew, and open the file.
@@ -304,9 +289,9 @@ class Ledger:
                 # Not to follow a link, which would lead to a file of someone else.
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
                 with os.fdopen(os.open(new, flags, 0o666), "w", encoding="utf-8") as file:
-                    file.writelines(map(_line, self.entries.values()))
+                    file.writelines(map(line_of, self.entries.values()))
                 os.replace(new, self.address)
-            except OSError:
+            except BaseException:
                 with contextlib.suppress(OSError):
                     os.unlink(new)
                 raise
@@ -314,19 +299,16 @@ class Ledger:
 
     def _append(self, entry: Entry) -> None:
         """One line by one call, which no signal of ours can tear."""
-        data = _line(entry).encode("utf-8")
+        data = line_of(entry).encode("utf-8")
         with writing(self.address):
             size = os.fstat(self._descriptor).st_size
             if os.write(self._descriptor, data) < len(data):
                 os.ftruncate(self._descriptor, size)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def _replace(self) -> None:
-        storage.replace_text(self.address, "".join(map(_line, self.entries.values())))
-        self._written = time.monotonic()
 
-
-def _line(entry: Entry) -> str:
+def line_of(entry: Entry) -> str:
+    """An entry's line, with its end."""
     return json.dumps(entry, separators=(",", ":")) + "\n"
 
 
@@ -344,7 +326,8 @@ def _inside(output: str, names: Iterable[str]) -> list[str]:
 
 @contextlib.contextmanager
 def locked(folder: str) -> Iterator[None]:
-    """Keep other runs out of an output folder, which is made if it is not there.
+    """Keep other runs out of an output folder, which is made if it is not there. A store has
+    no locks: ``store_ledger`` finds out what this would have kept away.
 
     :raises OutputError: if one is in it, or it cannot be written to.
     """

@@ -77,10 +77,18 @@ def _csv_rows(text: str, manifest: str, options: Options) -> Iterator[_Row]:
                 continue
             if not head:
                 head = [_column(cell.strip()) for cell in cells]
+                if not {*_FILES, *options}.intersection(head):
+                    found = show(",".join(cells))
+                    raise InputError(
+                        f"{origin}: found '{found}'; expected a head first, as 'model,weights'"
+                    )
                 _require_known(head, origin, options)
                 continue
             if len(cells) != len(head):
-                raise InputError(f"{origin}: found {len(cells)} cells; the head has {len(head)}")
+                raise InputError(
+                    f"{origin}: expected as many cells as the head has, {len(head)}; found "
+                    f"{len(cells)}"
+                )
             yield _Row(origin, {n: c.strip() for n, c in zip(head, cells) if c.strip()})
     except csv.Error as error:
         raise InputError(f"{show(manifest, 1000)}:{reader.line_num}: {error}") from None

@@ -7,15 +7,16 @@ import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, Union
 
 from caffe_fold.batch import ledger, manifest, storage
 from caffe_fold.batch.execute import Workers, execute
 from caffe_fold.batch.folders import Item, Pair, Skipped, pairs_in
 from caffe_fold.batch.progress import Progress
-from caffe_fold.batch.table import Row, as_line, row_of, skipped_line
-from caffe_fold.batch.tasks import Task, identity, plan
-from caffe_fold.errors import InputError, Interrupted, OutputError, show
+from caffe_fold.batch.store_ledger import StoreLedger
+from caffe_fold.batch.table import Row, as_line, counted, row_of, skipped_line
+from caffe_fold.batch.tasks import Task, addressed, identity, plan
+from caffe_fold.errors import CaffeFoldError, InputError, Interrupted, OutputError, show
 from caffe_fold.streams import say
 from caffe_fold.threads import cores
 from caffe_fold.writing.outputs import is_same
@@ -51,7 +52,7 @@ def find(
     :raises InputError: if a source is not there or not understood, or there is no pair.
     :raises OutputError: if two pairs would write one file.
     """
-    output, sources = _absolute(output), tuple(map(_absolute, sources))
+    output, sources = _given(output), tuple(map(_given, sources))
     found = [item for source in sources for item in _items(source, output, row_options)]
     skipped = tuple(item for item in found if isinstance(item, Skipped))
     pairs = [item for item in found if isinstance(item, Pair)]
@@ -81,15 +82,14 @@ def _items(source: str, output: str, options: manifest.Options) -> Iterator[Item
         )
 
 
-def _absolute(address: str) -> str:
-    """An address that means the same in another process, which may have another folder.
+def _given(address: str) -> str:
+    """An address of the command line, made absolute.
 
     :raises InputError: if it is empty, as of a variable that is not set.
     """
     if not address:
         raise InputError("an empty path is given; expected a folder, a manifest or a URL")
-    address = storage.local(address)
-    return address if storage.is_url(address) else os.path.abspath(address)
+    return storage.absolute(address)
 
 
 # ---- What is done ----
@@ -103,17 +103,11 @@ def split(batch: Batch, entries: Mapping[str, ledger.Entry]) -> tuple[list[Row],
     rows, left = [], []
     for task, is_done in zip(batch.tasks, done):
         if is_done:
-            report = _as_of(task, entries[task.name]["report"])
+            report = addressed(entries[task.name]["report"], task)
             rows.append(Row(task.name, "unchanged", task.model, task.weights, report=report))
         else:
             left.append(task)
     return rows, left
-
-
-def _as_of(task: Task, report: Mapping[str, Any]) -> dict[str, Any]:
-    """An earlier run's report with the paths of now, which with a checksum may be others."""
-    names = ("model", "weights", "output_model", "output_weights")
-    return {**report, **{name: getattr(task, name) for name in names if name in report}}
 
 
 # ---- Running ----
@@ -143,36 +137,63 @@ def run(
     :raises Interrupted: after Ctrl-C, with what is done in the ledger.
     """
     rows: list[Row] = []
+    try:
+        report_error = _run(batch, workers, report, progress, rows)
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; {_how_far(rows, batch)}") from None
+    except CaffeFoldError as error:
+        if any(row.status == "done" for row in rows):  # as where the disk is full
+            error.args = (f"{error}; {_how_far(rows, batch)}",)
+        raise
+    return Result(rows, report_error)
+
+
+def _how_far(rows: Sequence[Row], batch: Batch) -> str:
+    if not rows:  # it may not be known yet what an earlier run has done
+        return "nothing was folded by this run"
+    done, count = sum(not row.error for row in rows), len(batch.tasks)
+    models = f"{counted(count, 'model')} {'is' if count == 1 else 'are'}"
+    return f"{done} of {models} done, and the same command goes on from there"
+
+
+_Book = Union[ledger.Ledger, StoreLedger]
+
+
+def _book(folder: str) -> _Book:
+    return StoreLedger(folder) if storage.is_url(folder) else ledger.Ledger(folder)
+
+
+def _run(
+    batch: Batch,
+    workers: Callable[[int], Workers],
+    report: str | None,
+    progress: Callable[[int], Progress],
+    rows: list[Row],
+) -> str:
+    """``run``, which adds to ``rows``; gives why the report is not whole."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(ledger.locked(batch.output))
         lines = stack.enter_context(_opened(report, batch))
-        book = stack.enter_context(contextlib.closing(ledger.Ledger(batch.output)))
+        book = stack.enter_context(contextlib.closing(_book(batch.output)))
         for skipped in batch.skipped:
             lines.write(skipped_line(skipped))
-        try:
-            unchanged, left = split(batch, book.entries)
-            for row in unchanged:
-                rows.append(row)
-                lines.write(as_line(row))
-            _tell_replaced(left, book)
-            if left:
-                found = _outcomes(left, workers(len(left)), book)
-                told = stack.enter_context(progress(len(left)))
-                with contextlib.closing(found):
-                    for row in found:
-                        rows.append(row)
-                        lines.write(as_line(row))
-                        told.tell(row)
-        except KeyboardInterrupt:
-            done = sum(not row.error for row in rows)
-            raise Interrupted(
-                f"interrupted; {done} of {len(batch.tasks)} models are done, and the same "
-                "command goes on from there"
-            ) from None
-    return Result(rows, lines.error)
+        unchanged, left = split(batch, book.entries)
+        for row in unchanged:
+            rows.append(row)
+            lines.write(as_line(row))
+        _tell_replaced(left, book)
+        if left:
+            found = _outcomes(left, workers(len(left)), book)
+            told = stack.enter_context(progress(len(left)))
+            with contextlib.closing(found):
+                for row in found:
+                    rows.append(row)
+                    lines.write(as_line(row))
+                    told.tell(row)
+    return lines.error
 
 
-def _tell_replaced(tasks: Sequence[Task], book: ledger.Ledger) -> None:
+def _tell_replaced(tasks: Sequence[Task], book: _Book) -> None:
     """Warn where an output was made of another source by an earlier run."""
     for task in tasks:
         path = ledger.replaced(task, book.entries.get(task.name))
@@ -182,9 +203,7 @@ def _tell_replaced(tasks: Sequence[Task], book: ledger.Ledger) -> None:
             say(f"warning: {output} {made}; it is now of {weights}")
 
 
-def _outcomes(
-    tasks: Sequence[Task], workers: Workers, book: ledger.Ledger
-) -> Generator[Row, None, None]:
+def _outcomes(tasks: Sequence[Task], workers: Workers, book: _Book) -> Generator[Row, None, None]:
     """A row for each task as it comes to an end, which the ledger has by then."""
     with contextlib.closing(execute(tasks, workers, book.start)) as outcomes:
         for outcome in outcomes:

@@ -18,6 +18,7 @@ from caffe_fold.errors import CaffeFoldError, CheckError, InputError, show
 
 __all__ = [
     "Stamp",
+    "absolute",
     "basename",
     "digest",
     "download",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_WEB = re.compile(r"https?://", re.IGNORECASE)
 _LOCAL = re.compile(r"(?:file|local)://", re.IGNORECASE)
 _CHUNK = 1 << 20
 # What the stores call that which changes with the content: S3 and HTTP, Google, Azure, files.
@@ -67,6 +69,15 @@ def local(address: str) -> str:
     return os.path.normpath(path)
 
 
+def absolute(address: str) -> str:
+    """An address that means the same in another process, which may have another folder.
+
+    :raises InputError: as ``local``.
+    """
+    address = local(address)
+    return address if is_url(address) else os.path.abspath(address)
+
+
 def join(folder: str, name: str) -> str:
     """The address of a name with ``/`` below a folder."""
     if not is_url(folder):
@@ -76,17 +87,22 @@ def join(folder: str, name: str) -> str:
 
 
 def basename(address: str) -> str:
-    """The last part of an address, without a URL's query."""
+    """The last part of an address, without a query."""
     if is_url(address):
-        return posixpath.basename(re.split(r"[?#]", address)[0])
+        return posixpath.basename(_without_query(address))
     return os.path.basename(address)
 
 
 def folder_of(address: str) -> str:
     """The address of the folder that something is in."""
     if is_url(address):
-        return re.split(r"[?#]", address)[0].rpartition("/")[0]
+        return _without_query(address).rpartition("/")[0]
     return os.path.dirname(address) or os.curdir
+
+
+def _without_query(url: str) -> str:
+    """A URL without what comes behind the path; in a store it may be a part of the name."""
+    return re.split(r"[?#]", url)[0] if _WEB.match(url) else url
 
 
 # ---- What a file is, without its content ----

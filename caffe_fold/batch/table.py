@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from caffe_fold.batch.folders import Skipped
 from caffe_fold.batch.worker import Outcome
 from caffe_fold.errors import show
+from caffe_fold.report import count_norms
 
-__all__ = ["Row", "as_line", "as_table", "row_of", "skipped_line"]
+__all__ = ["Row", "as_line", "as_table", "counted", "row_of", "skipped_line"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Row:
     def said(self) -> str:
         """What there is to say of it: the error, or how many warnings its report has."""
         count = len(self.report["warnings"]) if self.report and not self.error else 0
-        return self.error or (f"{count} warning{'s' * (count > 1)}" if count else "")
+        return self.error or (counted(count, "warning") if count else "")
 
 
 def row_of(outcome: Outcome) -> Row:
@@ -75,9 +78,9 @@ def skipped_line(skipped: Skipped) -> str:
 
 def as_table(rows: Sequence[Row]) -> str:
     """A line a model, the failed ones last, with columns below each other."""
-    ordered = sorted(rows, key=lambda row: (row.status == "failed", row.name))
+    ordered = sorted(rows, key=lambda row: (row.status == "failed", _with_numbers(row.name)))
     cells = [(row.status, show(row.name, 1000), *_counts(row)) for row in ordered]
-    widths = [max(map(len, column)) for column in zip(*cells)] if cells else []
+    widths = [max(map(len, column)) for column in zip_longest(*cells, fillvalue="")]
     lines = []
     for row, line in zip(ordered, cells):
         text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths))
@@ -85,12 +88,25 @@ def as_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _counts(row: Row) -> tuple[str, str, str]:
-    """Layers and BatchNorms before and after, and the seconds."""
+def counted(count: int, noun: str) -> str:
+    """So many of something."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def _with_numbers(name: str) -> list[str | int]:
+    """What sorts a snapshot's ``_iter_9000`` before ``_iter_10000``."""
+    parts: list[str | int] = list(re.split(r"(\d+)", name))
+    parts[1::2] = map(int, parts[1::2])
+    return parts
+
+
+def _counts(row: Row) -> tuple[str, ...]:
+    """Layers and BatchNorms before and after, and the seconds; nothing without a report, so
+    that an error stands beside its name."""
     if row.report is None:
-        return "", "", ""
+        return ()
     before, after = row.report["before"], row.report["after"]
-    norms = [counts["by_type"].get("BatchNorm", 0) for counts in (before, after)]
+    norms = [count_norms(counts["by_type"]) for counts in (before, after)]
     seconds = f"{row.seconds:.2f} s" if row.status != "unchanged" else ""
     layers = f"layers {before['layers']} -> {after['layers']}"
     return layers, f"BatchNorm {norms[0]} -> {norms[1]}", seconds

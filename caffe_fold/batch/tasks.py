@@ -17,7 +17,7 @@ from caffe_fold.batch.ledger import OWN_FILES, input_addresses, is_inside
 from caffe_fold.batch.pairing import FOLDED, stem
 from caffe_fold.errors import InputError, OutputError, show
 
-__all__ = ["Task", "identity", "plan", "require_inside"]
+__all__ = ["Task", "addressed", "identity", "plan", "require_inside"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,19 @@ class Task:
     strict: bool
     checksum: bool
     version: str = __version__
+
+
+def addressed(report: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    """A fold's report, ``Report.to_dict``, with the task's addresses: it may be of copies of
+    the files, or of where they were before."""
+    model, weights = show(task.model, 10**9), show(task.weights, 10**9)
+    folded_model, folded_weights = show(task.output_model, 10**9), show(task.output_weights, 10**9)
+    new = {"model": model, "weights": weights}
+    changed = {**report, **new, "output_model": folded_model, "output_weights": folded_weights}
+    if report.get("verified"):
+        new.update(folded_model=folded_model, folded_weights=folded_weights)
+        changed["verified"] = {**report["verified"], **new}
+    return changed
 
 
 def plan(
@@ -153,8 +166,9 @@ def _require_different(tasks: list[Task], origins: list[str], others: Iterable[s
             real, who = identity(path), f"{show(task.weights, 1000)} (of {origin})"
             if real in owners:
                 raise OutputError(
-                    f"{show(path, 1000)} would be written by two: {told[real]} and {who}; name "
-                    "other outputs in a manifest, or give each source an --output-dir of its own"
+                    f"{show(path, 1000)} would be written by two: {told[real]} and {who}; "
+                    "leave one out, name other outputs in a manifest, or give each source an "
+                    "--output-dir of its own"
                 )
             owners[real], told[real] = task, who
     for path in (*others, *(path for task in tasks for path in input_addresses(task))):

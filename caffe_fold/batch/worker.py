@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from caffe_fold._version import __version__
 from caffe_fold.batch import storage
 from caffe_fold.batch.ledger import Entry, entry_of, inputs_of
-from caffe_fold.batch.tasks import Task, require_inside
+from caffe_fold.batch.tasks import Task, addressed, require_inside
 from caffe_fold.errors import CaffeFoldError, InputError, OutputError, StrictError, show
 from caffe_fold.interrupts import STOPPING
 
@@ -67,7 +67,7 @@ def fold_task(task: Task, has_digests: bool = False) -> Outcome:
         _require_version(task)
         inputs = inputs_of(task)
         report = _fold(task)
-        data = report.to_dict()
+        data = addressed(report.to_dict(), task)
         outcome = Outcome(task, report=data)
         if task.strict and report.left:
             error = StrictError(report.left)
@@ -120,12 +120,7 @@ def _fold(task: Task) -> Report:
             storage.remove(task.output_model)
             storage.upload(local.output_weights, task.output_weights)
             storage.upload(local.output_model, task.output_model)
-    return report._replace(
-        model=task.model,
-        weights=task.weights,
-        output_model=task.output_model,
-        output_weights=task.output_weights,
-    )
+    return report
 
 
 def _fold_files(task: Task) -> Report:
@@ -156,9 +151,7 @@ def _fetched(task: Task, scratch: str) -> Task:
     for number, address in enumerate((task.model, task.weights, _input_of(task))):
         path = address
         if storage.is_url(address):
-            # The suffix tells an image's format; a name may be anything.
-            suffix = os.path.splitext(storage.basename(address))[1]
-            path = os.path.join(scratch, "in", f"{number}{suffix}")
+            path = os.path.join(scratch, "in", _scratch_name(number, address))
             storage.download(address, path)
         fetched.append(path)
     local = replace(task, model=fetched[0], weights=fetched[1])
@@ -170,17 +163,23 @@ def _fetched(task: Task, scratch: str) -> Task:
         local = replace(
             local,
             output=folder,
-            output_model=os.path.join(folder, "folded.prototxt"),
-            output_weights=os.path.join(folder, "folded.caffemodel"),
+            output_model=os.path.join(folder, _scratch_name(0, task.output_model)),
+            output_weights=os.path.join(folder, _scratch_name(1, task.output_weights)),
         )
     return local
+
+
+def _scratch_name(number: int, address: str) -> str:
+    """A file's name in place of that of a URL, which may be anything; its suffix tells HDF5
+    from binary weights, and an image's format."""
+    return f"{number}{os.path.splitext(storage.basename(address))[1]}"
 
 
 def _with_addresses(text: str, local: Task, task: Task) -> str:
     """A message about scratch files as one about those that they are copies of."""
     for name in ("model", "weights", "output_model", "output_weights"):
         text = text.replace(getattr(local, name), getattr(task, name))
-    return text
+    return text.replace(_input_of(local), _input_of(task)) if _input_of(task) else text
 
 
 # ---- The process ----

@@ -15,7 +15,8 @@ from caffe_fold.commands.fold_options import fold_options
 from caffe_fold.commands.options import a_file, a_folder, file_option
 from caffe_fold.commands.printing import printing_to_reader
 from caffe_fold.commands.verify_options import asked_for
-from caffe_fold.errors import OutputError, show
+from caffe_fold.errors import ReportError, show
+from caffe_fold.interrupts import record_done
 from caffe_fold.streams import say
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ Examples:
 Exit codes:
   0    each model is done, now or by an earlier run
   1    a model failed, and the others are done; or, with --strict, no pair was found
-  2    bad usage or input; nothing was folded
+  2    bad usage or input, and nothing was folded; or what is done cannot be recorded
   130  interrupted; what is done is recorded, and the same command goes on"""
 
 
@@ -67,7 +68,7 @@ Exit codes:
 @click.option(
     "--checksum",
     is_flag=True,
-    help="Tell a changed input by its content, and not by its size and time.",
+    help="Tell changed files by their content, and not by size and time.",
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and write nothing.")
 @click.option("--strict", is_flag=True, help="A model in which a BatchNorm is left has failed.")
@@ -104,11 +105,11 @@ def batch(
     asked_for(click.get_current_context(), dict(options), is_verified)
     for skipped in found.skipped:
         say(f"skipped  {show(skipped.path, 1000)}: {skipped.reason}")
+    if options["strict"] and not found.tasks:
+        say(f"error: --strict: nothing was folded; {_skipped(len(found.skipped))}")
+        return 1
     if dry_run:
         return _print_plan(found)
-    if options["strict"] and not found.tasks:
-        say(f"error: --strict: nothing was folded; {len(found.skipped)} files are skipped")
-        return 1
     return _run(found, partial(_workers, jobs, scheduler), report, quiet)
 
 
@@ -120,13 +121,11 @@ def _absolute(options: dict[str, Any]) -> dict[str, Any]:
     from caffe_fold.batch import storage
 
     found = dict(options)
-    for name in ("verify_input", "verify_caffe_python"):
-        path = options[name]
-        if path and name == "verify_input":
-            path = found[name] = storage.local(path)
-        # A bare name of an interpreter is looked up on the PATH.
-        if path and "://" not in path and (name == "verify_input" or os.sep in path):
-            found[name] = os.path.abspath(path)
+    given, python = options["verify_input"], options["verify_caffe_python"]
+    if given:
+        found["verify_input"] = storage.absolute(given)
+    if python and os.sep in python:  # a bare name is looked up on the PATH
+        found["verify_caffe_python"] = os.path.abspath(python)
     return found
 
 
@@ -224,11 +223,12 @@ def _run(found: Batch, workers: Callable[[int], Workers], report: str | None, qu
     start = time.monotonic()
     result = run(found, workers, report, partial(progress, quiet=quiet))
     seconds = time.monotonic() - start
+    record_done("the batch is done, but for its table")
     if not quiet:
         try:
             with printing_to_reader():
                 _print_table(result.rows, len(found.skipped), seconds)
-        except OutputError as error:  # the folds are done all the same
+        except ReportError as error:  # the folds are done all the same
             say(f"warning: {error}")
     if result.report_error:
         say(f"error: {result.report_error}")
@@ -236,7 +236,7 @@ def _run(found: Batch, workers: Callable[[int], Workers], report: str | None, qu
 
 
 def _print_table(rows: Sequence[Row], skipped: int, seconds: float) -> None:
-    from caffe_fold.batch.table import as_table
+    from caffe_fold.batch.table import as_table, counted
 
     if rows:
         click.echo(as_table(rows))
@@ -245,6 +245,12 @@ def _print_table(rows: Sequence[Row], skipped: int, seconds: float) -> None:
     )
     rate = f", {(done + failed) / seconds:.1f}/s" if done + failed and seconds else ""
     click.echo(
-        f"{len(rows)} models: {done} done, {same} unchanged, {failed} failed; "
-        f"{skipped} files skipped; {seconds:.1f} s{rate}"
+        f"{counted(len(rows), 'model')}: {done} done, {same} unchanged, {failed} failed; "
+        f"{_skipped(skipped)}; {seconds:.1f} s{rate}"
     )
+
+
+def _skipped(count: int) -> str:
+    from caffe_fold.batch.table import counted
+
+    return f"{counted(count, 'file')} skipped"
