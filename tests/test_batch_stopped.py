@@ -11,7 +11,7 @@ import pytest
 from batching import LEDGER, files, folded, write_pairs
 from support.command import Call
 
-from caffe_fold.batch.ledger import Ledger
+from caffe_fold.batch.ledger import Ledger, read
 from caffe_fold.errors import writing
 
 
@@ -21,7 +21,7 @@ def second_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     real = Ledger.done
 
     def done(self: Ledger, entry: dict[str, object]) -> None:
-        if self.entries:
+        if read(self.folder):
             with writing(self.address):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(self, entry)

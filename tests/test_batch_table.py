@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,15 @@ def test_an_error_stands_beside_its_name() -> None:
         "done    a    layers 1 -> 1  BatchNorm 2 -> 2  0.25 s",
         "failed  bad  no net",
     ]
+
+
+def test_of_thousands_of_reports_the_table_alone_is_kept() -> None:
+    one = row("a", BatchNorm=2)
+    assert one.report is not None
+    full = replace(one, report={**one.report, "folded": [{"layer": "conv"}] * 1000})
+    assert full.brief() == one
+    assert as_table([full.brief()]) == as_table([full])
+    assert row("bad", "no net").brief().report is None
 
 
 def test_snapshots_are_in_the_order_of_their_numbers() -> None:

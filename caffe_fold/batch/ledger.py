@@ -248,7 +248,8 @@ def is_inside(path: str, output: str) -> bool:
 
 
 class Ledger:
-    """The ledger of a run that has locked the output folder."""
+    """The ledger of a run that has locked the output folder. ``entries`` are those of earlier
+    runs."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -265,7 +266,6 @@ class Ledger:
 
     def done(self, entry: Entry) -> None:
         """Note that a fold is done."""
-        self.entries[entry["name"]] = entry
         self._append(entry)
 
     def close(self) -> None:

@@ -115,7 +115,7 @@ def split(batch: Batch, entries: Mapping[str, ledger.Entry]) -> tuple[list[Row],
 
 @dataclass(frozen=True)
 class Result:
-    """A row a model, and why the report is not whole; "" where it is."""
+    """A brief row a model, and why the report is not whole; "" where it is."""
 
     rows: list[Row]
     report_error: str
@@ -179,7 +179,7 @@ def _run(
             lines.write(skipped_line(skipped))
         unchanged, left = split(batch, book.entries)
         for row in unchanged:
-            rows.append(row)
+            rows.append(row.brief())
             lines.write(as_line(row))
         _tell_replaced(left, book)
         if left:
@@ -187,7 +187,7 @@ def _run(
             told = stack.enter_context(progress(len(left)))
             with contextlib.closing(found):
                 for row in found:
-                    rows.append(row)
+                    rows.append(row.brief())
                     lines.write(as_line(row))
                     told.tell(row)
     return lines.error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -38,6 +38,15 @@ class Row:
         """What there is to say of it: the error, or how many warnings its report has."""
         count = len(self.report["warnings"]) if self.report and not self.error else 0
         return self.error or (counted(count, "warning") if count else "")
+
+    def brief(self) -> Row:
+        """The row with as much of its report as the table needs: there may be thousands."""
+        if self.report is None:
+            return self
+        return replace(self, report={name: self.report[name] for name in _IN_TABLE})
+
+
+_IN_TABLE = ("before", "after", "warnings")
 
 
 def row_of(outcome: Outcome) -> Row:
