@@ -28,6 +28,7 @@ _MAGIC = (
 _SAYS = {
     "git-lfs": "a Git LFS pointer, not the file itself; run 'git lfs pull' where it came from",
     "html": "a saved web page (HTML), not a model; download the file itself",
+    "json": "JSON, as the page of a code host is, not a model; download the file itself",
     "hdf5": "an HDF5 file; expected {expected}",
     "gzip": "a gzip archive; unpack it first",
     "zip": "a zip archive; unpack it first",
@@ -129,6 +130,8 @@ def _kind_of(head: bytes) -> str:
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "html"
+    if start.startswith(b"{"):
+        return "json"
     if not head:
         return "empty"
     # A serialized net has tags and lengths, which are control characters; a text has none but

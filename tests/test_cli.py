@@ -399,6 +399,7 @@ PAGE = b"\n\n  <!DOCTYPE html>\n<html><body>Not found</body></html>"
 OTHER_FILES = {
     "git-lfs": (POINTER, "is a Git LFS pointer"),
     "html": (PAGE, "is a saved web page"),
+    "json": (b'{"payload":{"rawBlob":"name: \\"net\\""}}', "is JSON, as the page of a code host"),
     "empty": (b"", "is an empty file"),
     "gzip": (gzip.compress(b"net"), "is a gzip archive"),
     "zip": (zipped(), "is a zip archive"),

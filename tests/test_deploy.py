@@ -253,6 +253,15 @@ def test_a_softmax_that_is_there_is_enough(tmp_path: Path) -> None:
     assert "include" not in text
 
 
+@pytest.mark.parametrize("kind", ["Softmax", "SoftmaxWithLoss"])
+def test_a_softmax_without_bottoms_takes_part_in_nothing(tmp_path: Path, kind: str) -> None:
+    net = classifier()
+    loss(net)
+    net.layer("odd", kind, [], "odd")
+    text = deploy(net, tmp_path)
+    assert names(text)[-2:] == ["fc", "prob"]
+
+
 def test_a_taken_name_is_not_taken_twice(tmp_path: Path) -> None:
     net = Net()
     data(net)

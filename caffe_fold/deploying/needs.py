@@ -216,15 +216,19 @@ class Needs:
             elif producer not in self.losses:
                 pending += self.graph.bottoms[producer]
 
+    def _scores(self, layers: Iterable[int]) -> set[int]:
+        """The values that Softmax layers and their losses make probabilities of."""
+        return {value for at in layers for value in self.graph.bottoms[at][:1]}
+
     def _softmaxes(self, layers: set[int], cut: set[int]) -> set[int]:
         """The losses that become a Softmax: those whose Softmax is read, and one more for
         each prediction that has none."""
         found = self.heads & layers
         softmaxes = found | (layers & self._having(lambda layer: layer.type == "Softmax"))
-        covered = {self.graph.bottoms[at][0] for at in softmaxes}
+        covered = self._scores(softmaxes)
         for at in sorted(self.heads - found, reverse=True):
-            value = self.graph.bottoms[at][0]
-            if value in self.learned - cut - covered:
-                covered.add(value)
+            scores = self._scores((at,))  # none in a loss that was written down without bottoms
+            if scores and scores <= self.learned - cut - covered:
+                covered |= scores
                 found.add(at)
         return found
