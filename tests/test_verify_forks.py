@@ -73,6 +73,52 @@ def test_a_bias_that_the_weights_lack_is_none_in_the_engine(tmp_path: Path) -> N
     assert caffe_fold.verify(model, weights, *folded, engine="opencv").passed
 
 
+@pytest.mark.oracle
+@pytest.mark.parametrize("is_right", [True, False], ids=["right", "wrong"])
+def test_a_bias_runs_in_opencv_which_has_none(is_right: bool, tmp_path: Path) -> None:
+    """As a Scale; the input's mean and scale of nets that other frameworks trained are such."""
+    pytest.importorskip("cv2", reason="OpenCV is not installed")
+    net = Net()
+    net.input("data", (1, 3, 8, 8))
+    net.bias("minus", "data", 3, "centred")
+    net.scale("times", "centred", 3, "scaled", bias=False)
+    net.conv("conv", "scaled", 3, C, pad=1)
+    net.batch_norm("bn", "conv", C)
+    model, weights = net.write(tmp_path)
+    folded = tmp_path / "f.prototxt", tmp_path / "f.caffemodel"
+    report = caffe_fold.fold(model, weights, *folded)
+    assert [merge.layers for merge in report.merged] == [("minus", "times")]
+    if not is_right:
+        net.layers[1].blobs[0] += 0.1
+        model, weights = net.write(tmp_path)
+    result = caffe_fold.verify(model, weights, *folded, engine="opencv")
+    assert (result.passed, result.how) == (is_right, "rewritten")
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("is_right", [True, False], ids=["right", "wrong"])
+def test_a_fork_in_the_format_of_layers_runs_in_todays(is_right: bool, tmp_path: Path) -> None:
+    """V1 has no BatchNorm and no Scale that a BN of a fork could become."""
+    pytest.importorskip("cv2", reason="OpenCV is not installed")
+    net = Net(v1=True)
+    net.input("data", (1, 3, 8, 8))
+    extra = 'blobs_lr: 1 blobs_lr: 2 weight_decay: 1 weight_decay: 0 param: "w" param: "b"'
+    net.conv("conv", "data", 3, C, extra=extra)
+    bn = net.layer("bn", "Power", "conv", "conv", "bn_param { bn_mode: INFERENCE }")
+    bn.text = bn.text.replace("POWER", "BN")
+    bn.blobs = positive(net, 2)
+    net.relu("relu", "conv")
+    net.layer("pool", "Pooling", "conv", "pool", "pooling_param { pool: MAX kernel_size: 2 }")
+    model, weights = net.write(tmp_path)
+    folded = tmp_path / "f.prototxt", tmp_path / "f.caffemodel"
+    assert caffe_fold.fold(model, weights, *folded).folded
+    if not is_right:
+        bn.blobs[0] = bn.blobs[0] * 1.01
+        model, weights = net.write(tmp_path)
+    result = caffe_fold.verify(model, weights, *folded, engine="opencv")
+    assert (result.passed, result.how) == (is_right, "rewritten")
+
+
 # ---- Numbers that are none, and options that make no sense ----
 
 

@@ -129,7 +129,15 @@ AFFINE: dict[str, AffineType] = {
         implied=_scale_blobs,
     ),
     "Bias": AffineType(
-        "bias_param", caffe_pb2.BiasParameter, (1,), _bias, _bias_forward, implied=_bias_blobs
+        "bias_param",
+        caffe_pb2.BiasParameter,
+        (1,),
+        _bias,
+        _bias_forward,
+        implied=_bias_blobs,
+        standard=lambda constants: Standard(
+            scale=(np.ones_like(constants.blobs[0]), constants.blobs[0])
+        ),
     ),
     # A net has Power layers for reasons of its own, so one that stays needs no reason.
     "Power": AffineType(

@@ -22,7 +22,7 @@ _INSTALL = "pip install 'caffe-fold[verify]'"
 # not read the parameter, and takes the weights as rows of outputs.
 _KNOWN = frozenset(
     (
-        "AbsVal BNLL BatchNorm Bias Concat Convolution Crop Deconvolution DetectionOutput Dropout "
+        "AbsVal BNLL BatchNorm Concat Convolution Crop Deconvolution DetectionOutput Dropout "
         "ELU Eltwise Flatten InnerProduct Input LRN MVN Normalize PReLU Permute Pooling Power "
         "PriorBox PriorBoxClustered ReLU ReLU6 Reshape Scale ShuffleChannel Sigmoid Slice Softmax "
         "Split TanH"

@@ -22,7 +22,7 @@ from caffe_fold.verification.run_parts import in_parts
 from caffe_fold.verification.session import Outcome, Session, measure, run_section
 from caffe_fold.verification.sides import Files, Side, open_side
 from caffe_fold.verification.structure import differences
-from caffe_fold.verification.text import is_retyped, kind_to_run, standard_type
+from caffe_fold.verification.text import kind_to_run, may_be_misread, standard_type
 
 __all__ = ["verify"]
 
@@ -207,7 +207,7 @@ def _can_run_as_is(session: Session, engine: Engine) -> bool:
         layers = side.graph.layers
         if any(not layer.bottoms and layer.type != "Input" for layer in layers):
             return False
-        if any(is_retyped(side, at) for at in range(len(layers))):
+        if any(may_be_misread(side, at) for at in range(len(layers))):
             return False
     return True
 

@@ -24,7 +24,15 @@ from caffe_fold.verification.shapes import Shape
 from caffe_fold.verification.sides import Side
 from caffe_fold.verification.weights import Stored, stored, write_weights
 
-__all__ = ["Draft", "as_it_is", "is_retyped", "kind_to_run", "standard_type", "write_draft"]
+__all__ = [
+    "Draft",
+    "as_it_is",
+    "is_retyped",
+    "kind_to_run",
+    "may_be_misread",
+    "standard_type",
+    "write_draft",
+]
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,8 @@ def standard_type(layer: Layer) -> str:
 
 def _has_standard(layer: Layer) -> bool:
     """Whether an affine layer can be written as a BatchNorm and a Scale."""
-    return layer.type in AFFINE and AFFINE[layer.type].standard is not None
+    kind = AFFINE.get(layer.type)
+    return kind is not None and kind.standard is not None and len(layer.bottoms) == 1
 
 
 def kind_to_run(side: Side, at: int) -> str:
@@ -54,16 +63,27 @@ def kind_to_run(side: Side, at: int) -> str:
         fields = fields_of(side.graph.net.document, layer)
         if any(message.flag("transpose") for message in fields.messages("inner_product_param")):
             return TRANSPOSED
-    return standard_type(layer)
+    return layer.type if _is_plain_bias(side, at) else standard_type(layer)
 
 
 def is_retyped(side: Side, at: int) -> bool:
     """Whether a layer has to be written as others, because of its type or its blobs."""
     layer = side.graph.layers[at]
     if layer.type != "BatchNorm":
-        return _has_standard(layer)
+        return _has_standard(layer) and not _is_plain_bias(side, at)
     entry = side.entry(layer)
     return entry is not None and (len(entry.blobs) != 3 or side.facts.choices.assume_global_stats)
+
+
+def may_be_misread(side: Side, at: int) -> bool:
+    """Whether an engine may take a layer for another than it is. A Bias is what Caffe says; it
+    is written as others for OpenCV, which has none."""
+    return is_retyped(side, at) and side.graph.layers[at].type != "Bias"
+
+
+def _is_plain_bias(side: Side, at: int) -> bool:
+    """Whether a layer is a Bias that cannot be written as a Scale."""
+    return side.graph.layers[at].type == "Bias" and not can_be_standard(side, at)
 
 
 def as_it_is(side: Side, inputs: Mapping[int, str]) -> Job:
@@ -154,20 +174,26 @@ class _Writer:
         self.outputs[graph.tops[at][0]] = (layer.name, top, 0)
 
 
+# Fields of a V1LayerParameter that a LayerParameter lacks, or has as messages.
+_V1_ONLY = ("blobs_lr", "weight_decay", "blob_share_mode", "param")
+
+
 def _copy(side: Side, layer: Layer, bottoms: list[str], tops: list[str]) -> str:
-    """A layer's own text with other bottoms and tops, and no rules of a state."""
+    """A layer's own text with other bottoms and tops, and no rules of a state; one of V1 in
+    today's format, since that has more types."""
     edits = [
         Edit(field.value_start, field.value_end, f'"{name}"')
         for kind, names in (("bottom", bottoms), ("top", tops))
         for field, name in zip(layer.all(kind), names)
     ]
-    for rule in ("include", "exclude"):
-        edits += [Edit(found.start, found.end) for found in layer.all(rule)]
+    dropped = ("include", "exclude", *(_V1_ONLY if layer.version == 1 else ()))
+    for name in dropped:
+        edits += [Edit(found.start, found.end) for found in layer.all(name)]
     edits += _retyping(side, layer)
     edits += _bias_term(side, layer)
     document = side.graph.net.document
-    at, end, pieces = layer.field.start, layer.field.end, []
-    keyword = "" if not layer.field.in_list else layer.field.name
+    at, end, pieces = layer.field.value_start, layer.field.value_end, []
+    keyword = "layer " if layer.version else "layers "
     for edit in sorted(edits, key=lambda e: e.start):
         pieces += [document.text[at : edit.start], edit.text]
         at = edit.end
@@ -175,11 +201,13 @@ def _copy(side: Side, layer: Layer, bottoms: list[str], tops: list[str]) -> str:
 
 
 def _retyping(side: Side, layer: Layer) -> list[Edit]:
-    """A linear type of a fork as its standard equal."""
+    """A linear type of a fork as its standard equal, and one of V1 by its name of today."""
     kind = LINEAR.get(layer.type)
-    if kind is None or not kind.standard:
-        return []
-    edits = [Edit(f.value_start, f.value_end, f'"{kind.standard}"') for f in layer.all("type")]
+    standard = kind.standard if kind is not None else ""
+    name = standard or (layer.type if layer.version == 1 else "")
+    edits = [Edit(f.value_start, f.value_end, f'"{name}"') for f in layer.all("type") if name]
+    if kind is None or not standard:
+        return edits
     parsed = side.graph.net.parsed(layer, kind.parameter, kind.message)
     added = kind.added(parsed.message)
     return edits + [_appended(message, added) for message in layer.all(kind.parameter) if added]
