@@ -417,6 +417,11 @@ def test_a_solver_is_named_with_the_net_that_it_trains() -> None:
         net_of("base_lr: 0.1 net: 'a.prototxt'")
 
 
+def test_a_solver_with_the_net_inside_says_where_it_is() -> None:
+    with pytest.raises(InputError, match=r"net\.prototxt:2: .* solver .*'net_param'; give what"):
+        net_of("base_lr: 0.1\nnet_param { layer { } }")
+
+
 @pytest.mark.parametrize(
     ("text", "found"), [("", "no field at all"), ("item { id: 1 } b: 2", r"found b, item")]
 )

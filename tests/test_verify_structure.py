@@ -90,3 +90,29 @@ def test_other_blobs_of_a_layer_that_took_in_nothing_fail(four: Four, count: int
 def test_numbers_that_prove_nothing_are_refused(four: Four, option: dict[str, float]) -> None:
     with pytest.raises(InputError, match=r"finite|number of 0 or more"):
         verify(*four, **option)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["relu", ""])
+@pytest.mark.parametrize("is_right", [True, False], ids=["right", "wrong"])
+def test_layers_of_one_name_are_told_by_their_order(
+    name: str, is_right: bool, tmp_path: Path
+) -> None:
+    """Caffe takes such a net, where they have no weights."""
+    pytest.importorskip("cv2", reason="OpenCV is not installed")
+    net = Net()
+    net.input("data", (1, 3, 6, 6))
+    for top, bottom, channels in (("first", "data", 3), ("second", "first", 4)):
+        net.conv(top, bottom, channels, 4)
+        net.batch_norm(f"bn-{top}", top, 4)
+        net.layer(name, "ReLU", top, top)
+    net.inner_product("ip", "second", 16, 3)
+    model, weights = net.write(tmp_path)
+    out = tmp_path / "f.prototxt", tmp_path / "f.caffemodel"
+    assert len(fold(model, weights, *out).folded) == 2
+    if not is_right:
+        before, relu, after = out[0].read_text().rpartition('type: "ReLU"')
+        out[0].write_text(f"{before}{relu} relu_param {{ negative_slope: 1 }}{after}")
+        assert "other parameters" in failures((model, weights, *out))
+    else:
+        found = verify(model, weights, *out)
+        assert found.passed, found.to_text()

@@ -130,6 +130,12 @@ _SOLVER_FIELDS = {"base_lr", "lr_policy", "train_net", "test_net", "net", "max_i
 def _refuse_other_text(document: Document) -> None:
     names = {f.name for f in document.fields}
     path = show(str(document.path))
+    inside = [f for f in document.fields if f.name.endswith("net_param")]
+    if inside:
+        raise InputError(
+            f"{path}:{document.line(inside[0])}: this is a solver prototxt with the net in its "
+            f"'{show(inside[0].name)}'; give what is between its braces in a file of its own"
+        )
     if names & _SOLVER_FIELDS:
         nets = [f for f in document.fields if f.name in ("net", "train_net", "test_net")]
         hint = f": {show(document.value(nets[0]))}" if nets else ""

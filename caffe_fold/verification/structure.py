@@ -31,6 +31,15 @@ def differences(
     return tuple(_Comparison(original, folded, matching, skip).found())
 
 
+def _by_name_and_type(side: Side) -> dict[tuple[str, str], list[int]]:
+    """The places of layers with bottoms, in order."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for at, layer in enumerate(side.graph.layers):
+        if layer.bottoms:
+            found.setdefault((layer.name, layer.type), []).append(at)
+    return found
+
+
 class _Comparison:
     def __init__(
         self, original: Side, folded: Side, matching: Matching, skip: Sequence[str]
@@ -38,7 +47,28 @@ class _Comparison:
         self.a, self.b, self.skip = original, folded, frozenset(skip)
         self.pairs = {pair.layer: pair for pair in matching.pairs}
         self.values = {pair.folded: pair.original for pair in matching.pairs}
+        self.places = dict(self._places())
+        self._add_namesakes()
         self._add_sources()
+
+    def _places(self) -> Iterator[tuple[int, int]]:
+        """Each layer of the folded net with bottoms, and the one of the original that it is.
+        Those of one name are told by their types and their order, which no fold changes."""
+        ordered = [_by_name_and_type(side) for side in (self.b, self.a)]
+        for key, places in ordered[0].items():
+            originals = ordered[1].get(key, [])
+            if len(originals) == len(places):
+                yield from zip(places, originals)
+        for at, layer in enumerate(self.b.graph.layers):
+            place = self.a.places.get(layer.name)
+            if layer.bottoms and place is not None:
+                yield at, place
+
+    def _add_namesakes(self) -> None:
+        """What layers of one name write, which no engine tells apart."""
+        for at, place in self.places.items():
+            if self.a.graph.name_counts[self.a.graph.layers[place].name] > 1:
+                self.values.update(zip(self.b.graph.tops[at], self.a.graph.tops[place]))
 
     def _add_sources(self) -> None:
         """Values from outside stand for those of the same name."""
@@ -49,10 +79,8 @@ class _Comparison:
                 self.values[value] = names[blob]
 
     def found(self) -> Iterator[str]:
-        for at, layer in enumerate(self.b.graph.layers):
-            place = self.a.places.get(layer.name)
-            if layer.bottoms and place is not None:
-                yield from self._layer(at, place)
+        for at, place in sorted(self.places.items()):
+            yield from self._layer(at, place)
         yield from self._input_shapes()
         yield from self._outputs()
 
