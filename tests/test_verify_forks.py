@@ -119,6 +119,24 @@ def test_a_fork_in_the_format_of_layers_runs_in_todays(is_right: bool, tmp_path:
     assert (result.passed, result.how) == (is_right, "rewritten")
 
 
+@pytest.mark.oracle
+def test_a_python_layer_whose_module_is_missing_is_cut_out(
+    tmp_path: Path, real_caffe: None
+) -> None:
+    """As the proposals of a detector: all else is run."""
+    net = Net()
+    net.input("data", (1, 3, 8, 8))
+    net.conv("conv", "data", 3, C)
+    net.batch_norm("bn", "conv", C)
+    net.relu("relu", "conv")
+    net.layer("own", "Python", "conv", "own", 'python_param { module: "no_such" layer: "L" }')
+    model, weights = net.write(tmp_path)
+    folded = tmp_path / "f.prototxt", tmp_path / "f.caffemodel"
+    assert caffe_fold.fold(model, weights, *folded).folded
+    result = caffe_fold.verify(model, weights, *folded, engine="caffe")
+    assert (result.passed, result.how, result.coverage.by_parts) == (True, "parts", 2)
+
+
 # ---- Numbers that are none, and options that make no sense ----
 
 

@@ -222,6 +222,20 @@ def test_inputs_are_no_data_layers(form: str, tmp_path: Path) -> None:
     assert fold_net(net, tmp_path).report.warnings == ()
 
 
+@pytest.mark.parametrize("kind", ["Parameter", "ContinuationIndicator"])
+def test_a_layer_that_needs_no_data_is_no_data_layer(kind: str, tmp_path: Path) -> None:
+    net = Net()
+    net.input("data", (1, 3, 6, 6))
+    net.layer("steps", kind, [], "steps")
+    net.conv("conv", "data", 3, 4)
+    net.batch_norm("bn", "conv", 4)
+    net.layer("both", "Lstm", ["conv", "steps"], "both")
+    model, weights = net.write(tmp_path)
+    report = caffe_fold.fold(model, weights, dry_run=True)
+    assert report.folded
+    assert not report.warnings
+
+
 # ---- Types that are not known ----
 
 

@@ -9,8 +9,12 @@ from caffe_fold.nets.prototxt import Document
 __all__ = ["data_layers", "is_source"]
 
 
+# A ContinuationIndicator makes the zeros and ones that an LSTM reads (a fork's, for text).
+_NO_DATA = frozenset(("Input", "Parameter", "ContinuationIndicator"))
+
+
 def data_layers(graph: Graph) -> list[Layer]:
-    """The net's data layers: all that make something of nothing, but Input and Parameter.
+    """The net's data layers: all that make something of nothing, but those that need no data.
 
     A DummyData that makes constants is one only where the net has no other input.
     """
@@ -21,8 +25,8 @@ def data_layers(graph: Graph) -> list[Layer]:
 
 
 def is_source(layer: Layer) -> bool:
-    """Whether a layer makes something of nothing and is no Input or Parameter."""
-    return not layer.bottoms and bool(layer.tops) and layer.type not in ("Input", "Parameter")
+    """Whether a layer makes something of nothing and is no Input or one that needs no data."""
+    return not layer.bottoms and bool(layer.tops) and layer.type not in _NO_DATA
 
 
 def _is_constant(document: Document, layer: Layer) -> bool:

@@ -38,7 +38,7 @@ def in_parts(
         outcome.skipped |= found.skipped
         outcome.notes += _left_out(session, engine, section)
         break
-    for engine, _ in ranked:
+    for engine in dict.fromkeys(engine for engine, _ in ranked):
         proved = {blob.layer for blob in outcome.blobs if blob.section == "fold"}
         folds = [p for p in matching.pairs if p.is_fold and session.can_be_alone(p)]
         left = [p for p in folds if p.layer not in proved]
@@ -53,7 +53,9 @@ def _ranked(
     shapes: Mapping[int, Shape],
     reasons: list[str],
 ) -> list[tuple[Engine, Section]]:
-    """The engines, each with the part of the net that it may run, the largest first."""
+    """The engines, each with the part of the net that it may run, the largest first. A Python
+    layer runs a module of the user's, so an engine may also run the net without those."""
+    has_python = any(layer.type == "Python" for layer in session.a.graph.layers)
     found: list[tuple[Engine, Section]] = []
     for engine in engines:
         try:
@@ -65,6 +67,9 @@ def _ranked(
                 reasons.append(str(error))
             continue
         found.append((engine, parts(session.a, session.b, matching, shapes, known)))
+        if has_python and "Python" in known:
+            known -= {"Python"}
+            found.append((engine, parts(session.a, session.b, matching, shapes, known)))
     return sorted(found, key=lambda pair: len(pair[1].cut))
 
 
