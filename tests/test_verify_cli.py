@@ -97,7 +97,7 @@ def test_a_wrong_net_exits_with_1_and_the_worst_blob_first(tmp_path: Path, run: 
     code, out, err = run("verify", *files(tmp_path))
     assert (code, err) == (1, "")
     assert out.splitlines()[1].startswith("FAIL  ")
-    assert out.splitlines()[-1].startswith("FAIL: 3 of 3 blobs differ, ")
+    assert out.splitlines()[-1].startswith("FAIL: 3 of 3 blobs fail, ")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")

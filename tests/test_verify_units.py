@@ -425,7 +425,7 @@ def test_the_text_shows_the_worst_first() -> None:
     assert "not run: 1 Odd" in lines
     assert "not compared, since their blobs are skipped: 2 PReLU, 1 Convolution" in lines
     assert "time 176.0 -> 162.0 ms (1.09x), median of 15; layers 229 -> 123" in lines
-    assert lines[-1].startswith("FAIL: 1 of 2 blobs differ, bad: its shape is (1, 2)")
+    assert lines[-1].startswith("FAIL: 1 of 2 blobs fail, bad: its shape is (1, 2)")
 
 
 def test_the_text_shows_all_that_fail() -> None:

@@ -110,7 +110,7 @@ class Verification:
         """What was found in one line."""
         failed = sum(not blob.passed for blob in self.blobs)
         count, worst = len(self.blobs), self.worst
-        found = f"{failed} of {count} blobs differ" if failed else f"{count} blobs agree"
+        found = f"{failed} of {count} blobs fail" if failed else f"{count} blobs agree"
         if worst is not None and worst.problem:
             found += f", {show(worst.blob)}: {worst.problem}"
         elif worst is not None:
