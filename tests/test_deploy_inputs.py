@@ -247,3 +247,21 @@ def test_an_image_slice_leaves_the_shape_to_the_user(tmp_path: Path) -> None:
     text = deploy(net, tmp_path, shapes={"pair": (1, 2, 8, 8)})
     assert types(text) == ["Input", "Slice", "Convolution", "Convolution"]
     assert outputs(text) == {"conv1", "conv2"}
+
+
+def test_the_shape_that_is_advised_is_one_that_the_weights_take(tmp_path: Path) -> None:
+    """For numbers beside the images, as for a label that a layer with weights reads."""
+    net = Net()
+    net.layer("source", "HDF5Data", [], ["data", "speed", "label"])
+    net.conv("conv", "data", 3, 4)
+    net.inner_product("speed1", "speed", 6, 4)
+    net.layer("margin", "MarginInnerProduct", ["speed1", "label"], "out", blobs=[[[0.5] * 4] * 2])
+    given: dict[str, tuple[int, ...]] = {}
+    for blob in ("data", "speed", "label"):
+        with pytest.raises(InputError) as caught:
+            deploy(net, tmp_path, shapes=given)
+        name, _, dims = str(caught.value).rpartition("--input-shape ")[2].partition("=")
+        assert name == blob
+        given[name] = tuple(map(int, dims.split(",")))
+    assert given == {"data": (1, 3, 224, 224), "speed": (1, 6), "label": (1,)}
+    assert inputs(deploy(net, tmp_path, shapes=given)) == given

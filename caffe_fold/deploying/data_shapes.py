@@ -97,7 +97,13 @@ def _image_shape(document: Document, top: DataTop, read_by: Layer, reader: _Read
         missing = "no weights tell its channels"
     else:
         missing = f"{reader.wants}, which {size[0]}x{size[1]} does not divide"
-    example = ",".join(map(str, (1, channels or 3, *(size or (224, 224)))))
+    if size is None and reader is not None and reader.is_flat:
+        shape: Shape = (1, reader.width)
+    elif reader is None and top.slot > 0:  # labels, or what goes with them
+        shape = (1,)
+    else:
+        shape = (1, channels or 3, *(size or (224, 224)))
+    example = ",".join(map(str, shape))
     raise document.error(
         top.layer.field.start,
         f"the shape of '{show(top.blob)}' from {_named(top.layer)}, which {_named(read_by)} reads, "
