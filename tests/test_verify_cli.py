@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -161,6 +162,14 @@ def test_a_blob_may_be_skipped(tmp_path: Path, run: Run) -> None:
     assert "no blob is named 'con'; the closest is 'conv'" in err
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]"])
+def test_what_is_no_report_is_told(tmp_path: Path, run: Run, text: str) -> None:
+    (tmp_path / "report.json").write_text(text)
+    code, _, err = run("verify", *files(tmp_path), "--report", str(tmp_path / "report.json"))
+    assert code == 2
+    assert err.endswith("report.json: not the report of a fold, as --json prints it\n")
+
+
 def test_the_tolerance_decides(tmp_path: Path, run: Run) -> None:
     made(tmp_path)
     broken(tmp_path)
@@ -174,10 +183,44 @@ def test_the_input_may_have_another_shape(tmp_path: Path, run: Run) -> None:
     code, out, _ = run("verify", *files(tmp_path), "--input-shape", "data=2,3,10,12")
     assert code == 0
     assert "conv 2x4x8x10" in out
-    for bad in ("data", "data=", "data=1,x", "data=0,3,8,8", "=1,3"):
+    for bad in ("data", "data=", "data=1,x", "data=0,3,8,8", "=1,3", "data=" + 5000 * "9"):
         code, _, err = run("verify", *files(tmp_path), "--input-shape", bad)
         assert code == 2
         assert "expected BLOB=N,C,H,W" in err
+
+
+@pytest.mark.parametrize("dims", ["1,3,99999,99999", "9" * 19 + ",3,1,1"])
+def test_an_input_that_no_blob_holds_is_told(tmp_path: Path, run: Run, dims: str) -> None:
+    made(tmp_path)
+    run(*fold(tmp_path))
+    code, _, err = run("verify", *files(tmp_path), "--input-shape", f"data={dims}")
+    assert code == 2
+    assert "is no blob of Caffe" in err
+    assert err.count("\n") == 1
+
+
+def test_a_layer_that_spans_more_than_a_blob_holds_is_not_proved(tmp_path: Path, run: Run) -> None:
+    made(tmp_path)
+    prototxt = tmp_path / "net.prototxt"
+    odd = prototxt.read_text().replace("kernel_size: 3", "kernel_size: 3 dilation: 4294967295", 1)
+    prototxt.write_text(odd)
+    code, _, err = run(*fold(tmp_path), "--verify")
+    assert code == 1
+    assert "no engine ran this fold" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_that_are_no_utf8_are_run(tmp_path: Path) -> None:
+    # In a process of its own, which OpenCV's bindings would end.
+    made(tmp_path)
+    odd = tmp_path / os.fsdecode(b"odd\xe9.prototxt")
+    text = (tmp_path / "net.prototxt").read_bytes().replace(b'"data"', b'"dat\xe9"')
+    odd.write_bytes(text)
+    command = [sys.executable, "-m", "caffe_fold", "--model", str(odd), "--verify"]
+    done = subprocess.run([*command, "--weights", str(tmp_path / NAMES[1])], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"verified" in done.stdout
 
 
 def test_an_image_goes_in(tmp_path: Path, run: Run) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import math
 import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -200,8 +202,60 @@ def test_a_file_that_is_no_array_is_named(tmp_path: Path) -> None:
         make_inputs({"data": SHAPE}, [], Wanted(tmp_path / "none.npy"), 0)
 
 
+def npy(header: str, version: bytes = b"\x01\x00") -> bytes:
+    """An .npy of no values with any header."""
+    return b"\x93NUMPY" + version + len(header).to_bytes(2, "little") + header.encode()
+
+
+def npz(data: bytes, *changes: tuple[bytes, int, int]) -> bytes:
+    """An .npz of one member, in which bytes behind a signature are changed."""
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data.npy", data)
+    found = bytearray(target.getvalue())
+    for signature, behind, value in changes:
+        found[found.index(signature) + behind] = value
+    return bytes(found)
+
+
+_LOCAL, _CENTRAL = b"PK\x03\x04", b"PK\x01\x02"  # of zip's appnote.txt, 4.3.7 and 4.3.12
+
+
 @pytest.mark.parametrize(
-    "options", [{"channel_order": "gbr"}, {"samples": 0}, {"source": "x.npy", "samples": 2}]
+    ("name", "data"),
+    [
+        ("shape.npy", npy(f"{{'descr':'<f4','fortran_order':False,'shape':({1 << 70},)}}\n")),
+        ("open.npy", npy("((((\n")),
+        ("unhashable.npy", npy("{[]:1}\n")),
+        ("text.npz", npz(b"hello")),
+        ("encrypted.npz", npz(b"hello", (_LOCAL, 6, 1), (_CENTRAL, 8, 1))),
+        ("method.npz", npz(b"hello", (_LOCAL, 8, 99), (_CENTRAL, 10, 99))),
+        ("deflated.npz", npz(bytes(1000), (_LOCAL, 38, 0xFF), (_LOCAL, 39, 0xFF))),
+    ],
+)
+def test_a_damaged_array_is_named(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=rf"{name} cannot be read: ."):
+        make_inputs({"data": SHAPE}, [], Wanted(tmp_path / name), 0)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("options", [{"mean": (1e39,)}, {"scale": 1e39}])
+def test_a_mean_or_scale_beyond_float32_is_told(options: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="not finite in float32"):
+        make_inputs({"data": SHAPE}, [], Wanted(**options), 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"channel_order": "gbr"},
+        {"samples": 0},
+        {"source": "x.npy", "samples": 2},
+        {"seed": -1},
+        {"shapes": {"data": ()}},
+        {"shapes": {"data": (1, 0)}},
+    ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(InputError):
@@ -235,9 +289,10 @@ def test_an_image_for_one_channel_is_grey(tmp_path: Path) -> None:
 
 def test_what_is_no_image_is_named(tmp_path: Path) -> None:
     pytest.importorskip("cv2", reason="OpenCV reads images")
-    (tmp_path / "in.jpg").write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"in\.jpg is no image"):
-        make_inputs({"data": SHAPE}, [], Wanted(tmp_path / "in.jpg"), 0)
+    for text in (b"no image", b"P6\n99999 99999\n255\n"):  # OpenCV takes 2 ** 30 pixels at most
+        (tmp_path / "in.jpg").write_bytes(text)
+        with pytest.raises(InputError, match=r"in\.jpg is no image"):
+            make_inputs({"data": SHAPE}, [], Wanted(tmp_path / "in.jpg"), 0)
 
 
 # ---- Matching and cutting ----

@@ -99,7 +99,7 @@ def _rescaled(path: str) -> list[str]:
         names = [] if equalized is None else equalized["blobs"]
     except OSError as error:
         raise InputError(f"{show(path)}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{show(path)}: not the report of a fold, as --json prints it")

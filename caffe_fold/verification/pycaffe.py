@@ -120,7 +120,14 @@ def _call(python: str, folder: Path, request: dict[str, Any]) -> None:
     hidden = ("PYTHONHOME", "PYTHONSAFEPATH")
     environment = {k: v for k, v in os.environ.items() if k not in hidden}
     try:
-        done = subprocess.run(command, capture_output=True, env=environment, cwd=folder)
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,  # whatever the interpreter turns out to be
+            stderr=subprocess.PIPE,
+            env=environment,
+            cwd=folder,
+        )
     except OSError as error:
         raise EngineMissing(
             f"{show(python, 1000)} cannot be run ({error.strerror}); {_NAME_IT}"

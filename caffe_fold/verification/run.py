@@ -97,6 +97,8 @@ def verify(
     wanted = Wanted(input, means, scale, channel_order, samples, seed, shapes)
     if not 0 <= tolerance < math.inf:
         raise InputError(f"tolerance is {tolerance}; expected a number of 0 or more")
+    if rounds < 0:
+        raise InputError(f"rounds is {rounds}; expected 0 or more")
     choices = Choices(assume_global_stats, bn_layout, bn_variance).known()
     engines = engines_for(engine, caffe_python)
     state = State("TEST", level or 0, frozenset(stages))
