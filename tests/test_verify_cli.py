@@ -223,6 +223,15 @@ def test_names_that_are_no_utf8_are_run(tmp_path: Path) -> None:
     assert b"verified" in done.stdout
 
 
+def test_a_level_of_zero_goes_before_that_of_the_net(tmp_path: Path, run: Run) -> None:
+    net = made(tmp_path, unknown=True)
+    text = net.prototxt().replace('type: "Odd"', 'type: "Odd" include { min_level: 1 }')
+    (tmp_path / "net.prototxt").write_text(f"state {{ level: 5 }} {text}")
+    options = ("--level", "0", "--verify", "--json")
+    code, out, _ = run(*fold(tmp_path), *options)
+    assert (code, json.loads(out)["verified"]["how"]) == (0, "rewritten")
+
+
 def test_an_image_goes_in(tmp_path: Path, run: Run) -> None:
     made(tmp_path)
     run(*fold(tmp_path))

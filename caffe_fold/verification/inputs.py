@@ -56,9 +56,6 @@ class Wanted:
             raise InputError(f"samples is {self.samples}; expected 1 or more")
         if self.seed < 0:
             raise InputError(f"seed is {self.seed}; expected 0 or more")
-        for name, shape in self.shapes.items():
-            if min(shape, default=0) < 1:
-                raise InputError(f"the shape of '{show(name)}' is {shape}; expected numbers from 1")
         if self.source is not None and self.samples > 1:
             raise InputError("--input is one sample; --samples asks for random ones")
 

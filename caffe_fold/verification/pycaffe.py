@@ -128,10 +128,9 @@ def _call(python: str, folder: Path, request: dict[str, Any]) -> None:
             env=environment,
             cwd=folder,
         )
-    except OSError as error:
-        raise EngineMissing(
-            f"{show(python, 1000)} cannot be run ({error.strerror}); {_NAME_IT}"
-        ) from None
+    except (OSError, ValueError) as error:  # the latter of a name that no file has
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise EngineMissing(f"{show(python, 1000)} cannot be run ({reason}); {_NAME_IT}") from None
     if done.returncode:
         raise EngineError(_said(done.stderr.decode("utf-8", "replace"), done.returncode))
 

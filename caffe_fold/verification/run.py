@@ -9,9 +9,9 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
 
+from caffe_fold.arguments import require_names, require_paths, require_shapes
 from caffe_fold.choices import Choices
 from caffe_fold.errors import EngineMissing, InputError, Path, show
-from caffe_fold.nets.net import State
 from caffe_fold.verification.cut import whole
 from caffe_fold.verification.engine import TRANSPOSED, Engine, EngineError
 from caffe_fold.verification.engines import engines_for
@@ -92,6 +92,15 @@ def verify(
     :raises OutputError: if the page cannot be written.
     :raises ExtraMissing: if a page was asked for and what makes it is not installed.
     """
+    require_paths(
+        model=model,
+        weights=weights,
+        folded_model=folded_model,
+        folded_weights=folded_weights,
+        optional={"caffe_python": caffe_python, "input": input, "html": html},
+    )
+    require_names(stages=stages, skip=skip)
+    require_shapes(input_shapes)
     shapes = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
     means = None if mean is None else tuple(mean)
     wanted = Wanted(input, means, scale, channel_order, samples, seed, shapes)
@@ -101,7 +110,6 @@ def verify(
         raise InputError(f"rounds is {rounds}; expected 0 or more")
     choices = Choices(assume_global_stats, bn_layout, bn_variance).known()
     engines = engines_for(engine, caffe_python)
-    state = State("TEST", level or 0, frozenset(stages))
     pairs = (Files(model, weights), Files(folded_model, folded_weights))
     with contextlib.ExitStack() as stack:
         page = None
@@ -112,7 +120,7 @@ def verify(
             page = stack.enter_context(page_target(html, files))
         folder = stack.enter_context(_folder())
         original, folded = (
-            stack.enter_context(open_side(files, state, choices, folder)) for files in pairs
+            stack.enter_context(open_side(files, stages, level, choices, folder)) for files in pairs
         )
         _require_blobs(folded, skip)
         session = Session(original, folded, wanted, tolerance, tuple(skip), folder)

@@ -137,8 +137,8 @@ def temporary_pair(outputs: Outputs) -> Iterator[TemporaryPair]:
             pair = TemporaryPair(outputs, (places[outputs.model], places[outputs.weights]))
             yield pair
     except OSError as error:
-        where = error.filename if isinstance(error.filename, str) else outputs.weights
+        where = outputs.weights
         for place in pair.places if pair else ():
-            if where in (place.temporary, place.aside, place.scratch):
+            if error.filename in (place.path, place.temporary, place.aside, place.scratch):
                 where = place.path
         raise OutputError(f"{show(where, 1000)} cannot be written: {error.strerror}") from error
