@@ -137,6 +137,8 @@ def fold(
     require_paths(model=model, weights=weights, optional=optional)
     require_names(stages=stages, keep=keep)
     require_shapes(input_shapes)
+    if not (verify is None or isinstance(verify, Mapping)):
+        raise InputError(f"verify is {verify!r:.100}; expected its options by name, as {{}}")
     if input_shapes and not deploy:
         raise InputError("input shapes are for --deploy alone, which is not given")
     choices = Choices(

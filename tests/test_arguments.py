@@ -87,6 +87,11 @@ def test_shapes_that_are_none_are_refused(files: tuple[Path, Path], shapes: Any)
         caffe_fold.verify(*files, *files, input_shapes=shapes)
 
 
+def test_the_options_of_verify_are_given_by_name(files: tuple[Path, Path]) -> None:
+    with pytest.raises(InputError, match=r"verify is True; expected its options by name, as \{\}$"):
+        caffe_fold.fold(*files, verify=True)  # type: ignore[arg-type]
+
+
 def test_numbers_below_zero_are_refused(files: tuple[Path, Path]) -> None:
     for name in ("rounds", "seed"):
         with pytest.raises(InputError, match=f"^{name} is -1; expected 0 or more$"):

@@ -159,7 +159,7 @@ def test_a_blob_may_be_skipped(tmp_path: Path, run: Run) -> None:
     assert " conv " not in out
     code, _, err = run("verify", *files(tmp_path), "--skip", "con")
     assert code == 2
-    assert "no blob is named 'con'; the closest is 'conv'" in err
+    assert "in what to skip, no blob is named 'con'; the closest is 'conv'" in err
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[]"])

@@ -149,7 +149,7 @@ def _require_blobs(side: Side, names: Sequence[str]) -> None:
     for name in names:
         if name not in side.graph.last:
             hint = closest(name, side.graph.last)
-            raise InputError(f"{show(side.model)}: no blob is named '{show(name)}'{hint}")
+            raise InputError(f"in what to skip, no blob is named '{show(name)}'{hint}")
 
 
 def _verify(session: Session, engines: Sequence[Engine], rounds: int) -> Verification:
