@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.nets import Net
 
@@ -170,6 +171,14 @@ def test_what_is_no_report_is_told(tmp_path: Path, run: Run, text: str) -> None:
     assert err.endswith("report.json: not the report of a fold, as --json prints it\n")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="pipes have no names")
+def test_a_report_that_is_a_pipe_is_not_waited_for(tmp_path: Path, run: Run) -> None:
+    os.mkfifo(tmp_path / "report.json")
+    code, _, err = run("verify", *files(tmp_path), "--report", str(tmp_path / "report.json"))
+    assert code == 2
+    assert err.endswith("report.json: not the report of a fold, as --json prints it\n")
+
+
 def test_the_tolerance_decides(tmp_path: Path, run: Run) -> None:
     made(tmp_path)
     broken(tmp_path)
@@ -208,6 +217,29 @@ def test_a_layer_that_spans_more_than_a_blob_holds_is_not_proved(tmp_path: Path,
     assert code == 1
     assert "no engine ran this fold" in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "Deconvolution without weights",
+        "Deconvolution with 'group: 0'",
+        "Convolution with 'group: 0'",
+        "ShuffleChannel with 'group: 0'",
+    ],
+)
+def test_what_ends_opencvs_process_is_cut_out(tmp_path: Path, kind: str) -> None:
+    net, name = made(tmp_path), kind.split()[0]
+    group = " group: 0" if "group" in kind else ""
+    params = {"ShuffleChannel": f"shuffle_channel_param {{{group} }}"}
+    shared = f"convolution_param {{ num_output: 2 kernel_size: 1{group} }}"
+    blobs = [] if "without" in kind else [np.ones((2, 2, 1, 1)), np.ones(2)]
+    net.layer("odd", name, "last", "odd", params.get(name, shared), blobs)
+    net.write(tmp_path)
+    command = [sys.executable, "-m", "caffe_fold", *fold(tmp_path), "--json", "--verify"]
+    done = subprocess.run([*command, "--verify-engine", "opencv"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"cut out for opencv: 1 {kind}" in json.loads(done.stdout)["verified"]["notes"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")

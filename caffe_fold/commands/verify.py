@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -93,6 +94,9 @@ def _rescaled(path: str) -> list[str]:
     import json
 
     try:
+        # A pipe would be waited for, and a device have no end.
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError(path)
         with open(path, encoding="utf-8") as file:
             report = json.load(file)
         equalized = report["equalized"]

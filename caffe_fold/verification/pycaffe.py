@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from caffe_fold.errors import EngineMissing, show
-from caffe_fold.verification.engine import TRANSPOSED, EngineError, Inputs, Job, Values
+from caffe_fold.verification.engine import TRANSPOSED, WEIGHTLESS, EngineError, Inputs, Job, Values
 
 __all__ = ["SCRIPT", "VARIABLE", "PyCaffe"]
 
@@ -58,7 +58,8 @@ class PyCaffe:
 
     def known(self) -> frozenset[str]:
         types = frozenset(_about(self.python)["types"]) or _KNOWN
-        return types | {TRANSPOSED} if "InnerProduct" in types else types
+        more = {"InnerProduct": TRANSPOSED, "Deconvolution": WEIGHTLESS}
+        return types | {more[name] for name in types & more.keys()}
 
     def reads(self, has_doubles: bool) -> bool:
         return True

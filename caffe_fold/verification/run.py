@@ -13,7 +13,7 @@ from caffe_fold.arguments import require_names, require_paths, require_shapes
 from caffe_fold.choices import Choices
 from caffe_fold.errors import EngineMissing, InputError, Path, show
 from caffe_fold.verification.cut import whole
-from caffe_fold.verification.engine import TRANSPOSED, Engine, EngineError
+from caffe_fold.verification.engine import SPECIAL, Engine, EngineError
 from caffe_fold.verification.engines import engines_for
 from caffe_fold.verification.inputs import Wanted, input_shapes
 from caffe_fold.verification.match import Matching, match
@@ -194,8 +194,7 @@ def _run_whole(
         for at, layer in enumerate(side.graph.layers)
         if layer.bottoms
     }
-    # OpenCV would run this, and compute something else.
-    is_misread = TRANSPOSED in types - engine.known()
+    is_misread = not SPECIAL.isdisjoint(types - engine.known())
     if not is_misread and _can_run_as_is(session, engine):
         try:
             return run_section(session, engine, section, "net", as_is=True)
