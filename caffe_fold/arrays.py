@@ -52,8 +52,8 @@ def fold_weights(
         Caffe.
     :param group: the groups of a Deconvolution (a Convolution's do not matter here).
     :returns: the new weight and bias, of ``weight``'s shape and (N,), in its dtype.
-    :raises ValueError: if shapes do not fit, or ``variance / factor + eps`` is not
-        positive.
+    :raises ValueError: if shapes do not fit, ``variance / factor + eps`` is not positive, values
+        are no real numbers, or a result is too large for the dtype.
 
     Source: BatchNormLayer::Forward_cpu and ScaleLayer::Forward_cpu in BVLC Caffe.
 
@@ -62,7 +62,7 @@ def fold_weights(
     >>> bias
     array([-0.5       , -0.66666667])
     """
-    given = np.asarray(weight)
+    given = _real(weight, "weight")
     if not np.issubdtype(given.dtype, np.floating):
         given = given.astype(np.float64)
     layout = _layout(given, group, transpose)
@@ -78,7 +78,22 @@ def fold_weights(
     block = given.astype(np.float64).reshape(layout.rows, layout.cols)
     old = None if bias is None else _vector(bias, size, "bias")
     new = folding.weights(block, 0, 0).reshape(given.shape)
-    return new.astype(given.dtype), folding.bias(old, np.zeros(size)).astype(given.dtype)
+    return _rounded(new, given.dtype), _rounded(folding.bias(old, np.zeros(size)), given.dtype)
+
+
+def _real(values: ArrayLike, name: str) -> NDArray[Any]:
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name} holds {array.dtype}, not real numbers")
+    return array
+
+
+def _rounded(values: NDArray[np.float64], dtype: np.dtype[Any]) -> Float:
+    with np.errstate(over="ignore"):
+        found = values.astype(dtype)
+    if (np.isfinite(values) & ~np.isfinite(found)).any():
+        raise ValueError(f"a folded number is too large for {dtype}")
+    return found
 
 
 def _layout(weight: NDArray[Any], group: int, transpose: bool) -> Layout:
@@ -97,7 +112,7 @@ def _taps(weight: NDArray[Any]) -> int:
 
 
 def _vector(values: ArrayLike, size: int, name: str) -> NDArray[np.float64]:
-    array = np.asarray(values, np.float64).ravel()
+    array = _real(values, name).astype(np.float64).ravel()
     if array.size not in (1, size):
         raise ValueError(f"{name} has {array.size} values and the layer {size} outputs")
     return np.broadcast_to(array, (size,))

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from caffe_fold.arguments import require_names, require_paths, require_shapes
 from caffe_fold.choices import Choices
 from caffe_fold.errors import CheckError, InputError, Path, show, writing
 from caffe_fold.hints import closest
@@ -132,6 +133,12 @@ def fold(
 
     Whatever is raised, the inputs are untouched and no output is left half done.
     """
+    optional = {"output_model": output_model, "output_weights": output_weights, "html": html}
+    require_paths(model=model, weights=weights, optional=optional)
+    require_names(stages=stages, keep=keep)
+    require_shapes(input_shapes)
+    if not (verify is None or isinstance(verify, Mapping)):
+        raise InputError(f"verify is {verify!r:.100}; expected its options by name, as {{}}")
     if input_shapes and not deploy:
         raise InputError("input shapes are for --deploy alone, which is not given")
     choices = Choices(

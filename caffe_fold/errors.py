@@ -27,6 +27,18 @@ class CaffeFoldError(Exception):
         # What a file holds may get into any message, and a file may hold anything.
         super().__init__(show(message[: _LONGEST + 1], _LONGEST))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # As they are: an __init__ takes other arguments, and errors go from process to process.
+        return _remade, (type(self), self.args, self.__dict__)
+
+
+def _remade(
+    kind: type[CaffeFoldError], arguments: tuple[object, ...], attributes: dict[str, object]
+) -> CaffeFoldError:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(attributes)
+    return error
+
 
 class InputError(CaffeFoldError):
     """An input file or argument is not what it has to be."""
@@ -98,7 +110,11 @@ def show(name: str, limit: int = 200) -> str:
     Names in Caffe files are bytes in any encoding; they are kept as text with
     surrogates for what is not UTF-8, which no terminal and no JSON may get.
     """
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    try:
+        data = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a character of UTF-16, as JSON and Python's text may have
+        data = name.encode("utf-8", "backslashreplace")
+    text = data.decode("utf-8", "backslashreplace")
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
 

@@ -92,6 +92,8 @@ def _shown(path: Path) -> str:
 
 def _kind(path: Path, option: str) -> str:
     """What a file holds, by its first bytes."""
+    if not os.fspath(path):
+        raise InputError(f"{option} is an empty path; expected a file")
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):

@@ -7,7 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from caffe_fold.errors import Path, show
+from caffe_fold.errors import Path, reading, show
 from caffe_fold.hints import closest
 from caffe_fold.layers.affine import AFFINE
 from caffe_fold.layers.linear import LINEAR
@@ -38,7 +38,10 @@ class Files(NamedTuple):
 
 
 def summary(facts: Facts, plan: Plan, outputs: Outputs, files: Files) -> Report:
-    """The report of a plan that is not yet carried out."""
+    """The report of a plan that is not yet carried out.
+
+    :raises InputError: if the weights are there no more.
+    """
     graph, surgery = facts.graph, plan.surgery
     document = graph.net.document
     merged = {merge.at for merge in plan.merges}
@@ -48,6 +51,8 @@ def summary(facts: Facts, plan: Plan, outputs: Outputs, files: Files) -> Report:
         if surgery.alive[at]
     ]
     old_types = [layer.type for layer in graph.layers]
+    with reading(files.weights):
+        size = os.path.getsize(files.weights)
     return Report(
         model=os.fspath(document.path),
         weights=os.fspath(files.weights),
@@ -78,7 +83,7 @@ def summary(facts: Facts, plan: Plan, outputs: Outputs, files: Files) -> Report:
             len(old_types),
             _by_type(old_types),
             len(files.old_text),
-            os.path.getsize(files.weights),
+            size,
         ),
         after=Counts(
             len(types),

@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 import caffe_fold
 from caffe_fold.choices import Choices
 from caffe_fold.layers.linear import LINEAR
-from caffe_fold.nets.net import State
 from caffe_fold.verification.engine import EngineError
 from caffe_fold.verification.inputs import Wanted, input_shapes, make_inputs
 from caffe_fold.verification.opencv import OpenCV
@@ -73,7 +72,7 @@ def quantize(model: Path, weights: Path, target: Path, stretch: float = 1.0) -> 
     """Copy weights, those of linear layers rounded to int8 and back; ``stretch`` is by how
     much the step is larger than it had to be."""
     shutil.copyfile(weights, target)
-    with open_side(Files(model, weights), State(), Choices(), target.parent) as side:
+    with open_side(Files(model, weights), (), None, Choices(), target.parent) as side:
         names = {layer.name for layer in side.graph.layers if layer.type in LINEAR}
         places = np.memmap(target, np.uint8, "r+")
         for entry in side.caffemodel.entries:
@@ -144,7 +143,7 @@ def outputs(
     model: Path, weights: Path, samples: Sequence[Mapping[str, Array]], folder: Path
 ) -> dict[str, list[Array]]:
     """The outputs of a pair of files."""
-    with open_side(Files(model, weights), State(), Choices(), folder) as side:
+    with open_side(Files(model, weights), (), None, Choices(), folder) as side:
         return run(side, samples, folder)
 
 
@@ -152,7 +151,7 @@ def random_samples(
     model: Path, weights: Path, shapes: Mapping[str, Shape], wanted: Wanted, folder: Path
 ) -> list[dict[str, Array]]:
     """Random pixels for the inputs of a net, labels being zeros."""
-    with open_side(Files(model, weights), State(), Choices(), folder) as side:
+    with open_side(Files(model, weights), (), None, Choices(), folder) as side:
         sizes = {side.graph.values[v].blob: s for v, s in input_shapes(side, shapes).items()}
     labels = [blob for blob, shape in sizes.items() if len(shape) == 1]
     return [make_inputs(sizes, labels, wanted, sample) for sample in range(wanted.samples)]

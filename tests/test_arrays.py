@@ -164,6 +164,21 @@ def test_what_does_not_fit_is_a_value_error(
         fold_weights(*arguments, **options)
 
 
+@pytest.mark.parametrize("odd", [np.ones((2, 3)) * 1j, np.zeros((2, 3), "M8[s]"), [["1", "2"]]])
+def test_what_is_no_real_number_is_a_value_error(odd: Any) -> None:
+    with pytest.raises(ValueError, match=r"weight holds .*, not real numbers"):
+        fold_weights(odd, None, [1, 2], [1, 2])
+    with pytest.raises(ValueError, match=r"mean holds .*, not real numbers"):
+        fold_weights(np.ones((2, 3)), None, np.ravel(odd)[:2], [1, 2])
+
+
+def test_what_is_too_large_for_the_dtype_is_a_value_error() -> None:
+    weight = np.full((2, 3), 60000, np.float16)
+    with pytest.raises(ValueError, match="a folded number is too large for float16"):
+        fold_weights(weight, None, [0, 0], [1, 1], gamma=[1, 100])
+    assert np.isinf(fold_weights(weight * np.inf, None, [0, 0], [1, 1])[0]).all()
+
+
 @pytest.mark.parametrize("module", [arrays, caffe_fold], ids=lambda module: module.__name__)
 def test_the_examples_in_the_docstrings_run(module: Any) -> None:
     result = doctest.testmod(module)

@@ -266,6 +266,24 @@ def test_a_manifest_names_pairs_outputs_and_options(kind: str, tmp_path: Path, c
     assert unchecked["checked"] is None
 
 
+def test_a_manifest_that_is_no_file(tmp_path: Path, call: Call) -> None:
+    pipe, folder = tmp_path / "pipe.csv", tmp_path / "folder.csv"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    done = call("batch", pipe, "--output-dir", tmp_path / "out")
+    assert (done.code, done.err) == (2, f"error: {pipe} is a pipe or device; expected a file\n")
+    done = call("batch", folder, "--output-dir", tmp_path / "out")
+    assert (done.code, done.err) == (2, f"error: {folder}: there is no caffemodel in it\n")
+
+
+def test_a_manifest_without_end_is_not_read_whole(tmp_path: Path, call: Call) -> None:
+    with open(tmp_path / "m.csv", "wb") as file:
+        file.truncate(1 << 40)
+    done = call("batch", tmp_path / "m.csv", "--output-dir", tmp_path / "out")
+    assert done.code == 2
+    assert done.err.endswith("m.csv has over 256 MiB, which no manifest has\n")
+
+
 def test_a_manifest_without_rows(tmp_path: Path, call: Call) -> None:
     manifest = write_manifest(tmp_path, "model,weights\n")
     done = call("batch", manifest, "--output-dir", tmp_path / "out")

@@ -476,7 +476,8 @@ def test_an_input_that_is_a_pipe_is_not_waited_for(which: str, folder: Path, cal
 
 
 def test_an_empty_path(folder: Path, call: Call) -> None:
-    assert_refused(call("--model", "", "--weights", folder / "net.caffemodel"), "No such file")
+    said = "--model is an empty path; expected a file"
+    assert_refused(call("--model", "", "--weights", folder / "net.caffemodel"), said)
 
 
 def test_a_keep_that_names_no_blob(folder: Path, call: Call) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from support.nets import Net
 
-from caffe_fold import InputError, fold, inspect
+from caffe_fold import InputError, convert, fold, inspect
 from caffe_fold.weights import wire
+from caffe_fold.writing.rewrite_prototxt import rewrite_prototxt
 
 
 @pytest.fixture
@@ -33,6 +34,19 @@ def test_an_error_of_the_disk_names_the_input(
     monkeypatch.setattr(wire, "_pread", failing)
     with pytest.raises(InputError, match=r"net\.caffemodel cannot be read: Input/output error"):
         fold(*pair, dry_run=dry_run)
+
+
+def test_weights_that_are_removed_meanwhile_are_named(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def removed(*given: Any) -> bytes:
+        pair[1].unlink()
+        return rewrite_prototxt(*given)
+
+    monkeypatch.setattr(convert, "rewrite_prototxt", removed)
+    with pytest.raises(InputError, match=r"net\.caffemodel cannot be read: No such file"):
+        fold(*pair)
+    assert os.listdir(pair[0].parent) == [pair[0].name]
 
 
 def test_weights_whose_first_name_is_long_are_weights(tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.nets import Net
 
@@ -158,7 +160,23 @@ def test_a_blob_may_be_skipped(tmp_path: Path, run: Run) -> None:
     assert " conv " not in out
     code, _, err = run("verify", *files(tmp_path), "--skip", "con")
     assert code == 2
-    assert "no blob is named 'con'; the closest is 'conv'" in err
+    assert "in what to skip, no blob is named 'con'; the closest is 'conv'" in err
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]"])
+def test_what_is_no_report_is_told(tmp_path: Path, run: Run, text: str) -> None:
+    (tmp_path / "report.json").write_text(text)
+    code, _, err = run("verify", *files(tmp_path), "--report", str(tmp_path / "report.json"))
+    assert code == 2
+    assert err.endswith("report.json: not the report of a fold, as --json prints it\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes have no names")
+def test_a_report_that_is_a_pipe_is_not_waited_for(tmp_path: Path, run: Run) -> None:
+    os.mkfifo(tmp_path / "report.json")
+    code, _, err = run("verify", *files(tmp_path), "--report", str(tmp_path / "report.json"))
+    assert code == 2
+    assert err.endswith("report.json: not the report of a fold, as --json prints it\n")
 
 
 def test_the_tolerance_decides(tmp_path: Path, run: Run) -> None:
@@ -174,10 +192,76 @@ def test_the_input_may_have_another_shape(tmp_path: Path, run: Run) -> None:
     code, out, _ = run("verify", *files(tmp_path), "--input-shape", "data=2,3,10,12")
     assert code == 0
     assert "conv 2x4x8x10" in out
-    for bad in ("data", "data=", "data=1,x", "data=0,3,8,8", "=1,3"):
+    for bad in ("data", "data=", "data=1,x", "data=0,3,8,8", "=1,3", "data=" + 5000 * "9"):
         code, _, err = run("verify", *files(tmp_path), "--input-shape", bad)
         assert code == 2
         assert "expected BLOB=N,C,H,W" in err
+
+
+@pytest.mark.parametrize("dims", ["1,3,99999,99999", "9" * 19 + ",3,1,1"])
+def test_an_input_that_no_blob_holds_is_told(tmp_path: Path, run: Run, dims: str) -> None:
+    made(tmp_path)
+    run(*fold(tmp_path))
+    code, _, err = run("verify", *files(tmp_path), "--input-shape", f"data={dims}")
+    assert code == 2
+    assert "is no blob of Caffe" in err
+    assert err.count("\n") == 1
+
+
+def test_a_layer_that_spans_more_than_a_blob_holds_is_not_proved(tmp_path: Path, run: Run) -> None:
+    made(tmp_path)
+    prototxt = tmp_path / "net.prototxt"
+    odd = prototxt.read_text().replace("kernel_size: 3", "kernel_size: 3 dilation: 4294967295", 1)
+    prototxt.write_text(odd)
+    code, _, err = run(*fold(tmp_path), "--verify")
+    assert code == 1
+    assert "no engine ran this fold" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "Deconvolution without weights",
+        "Deconvolution with 'group: 0'",
+        "Convolution with 'group: 0'",
+        "ShuffleChannel with 'group: 0'",
+    ],
+)
+def test_what_ends_opencvs_process_is_cut_out(tmp_path: Path, kind: str) -> None:
+    net, name = made(tmp_path), kind.split()[0]
+    group = " group: 0" if "group" in kind else ""
+    params = {"ShuffleChannel": f"shuffle_channel_param {{{group} }}"}
+    shared = f"convolution_param {{ num_output: 2 kernel_size: 1{group} }}"
+    blobs = [] if "without" in kind else [np.ones((2, 2, 1, 1)), np.ones(2)]
+    net.layer("odd", name, "last", "odd", params.get(name, shared), blobs)
+    net.write(tmp_path)
+    command = [sys.executable, "-m", "caffe_fold", *fold(tmp_path), "--json", "--verify"]
+    done = subprocess.run([*command, "--verify-engine", "opencv"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"cut out for opencv: 1 {kind}" in json.loads(done.stdout)["verified"]["notes"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_that_are_no_utf8_are_run(tmp_path: Path) -> None:
+    # In a process of its own, which OpenCV's bindings would end.
+    made(tmp_path)
+    odd = tmp_path / os.fsdecode(b"odd\xe9.prototxt")
+    text = (tmp_path / "net.prototxt").read_bytes().replace(b'"data"', b'"dat\xe9"')
+    odd.write_bytes(text)
+    command = [sys.executable, "-m", "caffe_fold", "--model", str(odd), "--verify"]
+    done = subprocess.run([*command, "--weights", str(tmp_path / NAMES[1])], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"verified" in done.stdout
+
+
+def test_a_level_of_zero_goes_before_that_of_the_net(tmp_path: Path, run: Run) -> None:
+    net = made(tmp_path, unknown=True)
+    text = net.prototxt().replace('type: "Odd"', 'type: "Odd" include { min_level: 1 }')
+    (tmp_path / "net.prototxt").write_text(f"state {{ level: 5 }} {text}")
+    options = ("--level", "0", "--verify", "--json")
+    code, out, _ = run(*fold(tmp_path), *options)
+    assert (code, json.loads(out)["verified"]["how"]) == (0, "rewritten")
 
 
 def test_an_image_goes_in(tmp_path: Path, run: Run) -> None:

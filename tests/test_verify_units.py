@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import math
 import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,6 @@ from support.nets import Net
 import caffe_fold
 from caffe_fold.choices import Choices
 from caffe_fold.errors import InputError
-from caffe_fold.nets.net import State
 from caffe_fold.verification.compare import SQUASHING, Difference, differ, worst
 from caffe_fold.verification.cut import folds_alone, parts
 from caffe_fold.verification.detections import differ_in_rows, is_detections
@@ -200,8 +201,58 @@ def test_a_file_that_is_no_array_is_named(tmp_path: Path) -> None:
         make_inputs({"data": SHAPE}, [], Wanted(tmp_path / "none.npy"), 0)
 
 
+def npy(header: str, version: bytes = b"\x01\x00") -> bytes:
+    """An .npy of no values with any header."""
+    return b"\x93NUMPY" + version + len(header).to_bytes(2, "little") + header.encode()
+
+
+def npz(data: bytes, *changes: tuple[bytes, int, int]) -> bytes:
+    """An .npz of one member, in which bytes behind a signature are changed."""
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data.npy", data)
+    found = bytearray(target.getvalue())
+    for signature, behind, value in changes:
+        found[found.index(signature) + behind] = value
+    return bytes(found)
+
+
+_LOCAL, _CENTRAL = b"PK\x03\x04", b"PK\x01\x02"  # of zip's appnote.txt, 4.3.7 and 4.3.12
+
+
 @pytest.mark.parametrize(
-    "options", [{"channel_order": "gbr"}, {"samples": 0}, {"source": "x.npy", "samples": 2}]
+    ("name", "data"),
+    [
+        ("shape.npy", npy(f"{{'descr':'<f4','fortran_order':False,'shape':({1 << 70},)}}\n")),
+        ("open.npy", npy("((((\n")),
+        ("unhashable.npy", npy("{[]:1}\n")),
+        ("text.npz", npz(b"hello")),
+        ("encrypted.npz", npz(b"hello", (_LOCAL, 6, 1), (_CENTRAL, 8, 1))),
+        ("method.npz", npz(b"hello", (_LOCAL, 8, 99), (_CENTRAL, 10, 99))),
+        ("deflated.npz", npz(bytes(1000), (_LOCAL, 38, 0xFF), (_LOCAL, 39, 0xFF))),
+    ],
+)
+def test_a_damaged_array_is_named(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=rf"{name} cannot be read: ."):
+        make_inputs({"data": SHAPE}, [], Wanted(tmp_path / name), 0)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("options", [{"mean": (1e39,)}, {"scale": 1e39}])
+def test_a_mean_or_scale_beyond_float32_is_told(options: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="not finite in float32"):
+        make_inputs({"data": SHAPE}, [], Wanted(**options), 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"channel_order": "gbr"},
+        {"samples": 0},
+        {"source": "x.npy", "samples": 2},
+        {"seed": -1},
+    ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(InputError):
@@ -235,9 +286,10 @@ def test_an_image_for_one_channel_is_grey(tmp_path: Path) -> None:
 
 def test_what_is_no_image_is_named(tmp_path: Path) -> None:
     pytest.importorskip("cv2", reason="OpenCV reads images")
-    (tmp_path / "in.jpg").write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"in\.jpg is no image"):
-        make_inputs({"data": SHAPE}, [], Wanted(tmp_path / "in.jpg"), 0)
+    for text in (b"no image", b"P6\n99999 99999\n255\n"):  # OpenCV takes 2 ** 30 pixels at most
+        (tmp_path / "in.jpg").write_bytes(text)
+        with pytest.raises(InputError, match=r"in\.jpg is no image"):
+            make_inputs({"data": SHAPE}, [], Wanted(tmp_path / "in.jpg"), 0)
 
 
 # ---- Matching and cutting ----
@@ -248,10 +300,9 @@ def sides(net: Net, folder: Path) -> tuple[Side, Side, Matching]:
     files = net.write(folder)
     other = (folder / "f.prototxt", folder / "f.caffemodel")
     caffe_fold.fold(*files, *other)
-    state = State()
     opened = []
     for pair in (Files(*files), Files(*other)):
-        with open_side(pair, state, Choices(), folder) as side:
+        with open_side(pair, (), None, Choices(), folder) as side:
             opened.append(side)
     return opened[0], opened[1], match(*opened)
 
@@ -336,7 +387,7 @@ def test_a_net_that_is_no_fold_of_the_other_is_refused(tmp_path: Path) -> None:
     folder.mkdir()
     prototxt, caffemodel = net.write(folder)
     prototxt.write_text(prototxt.read_text().replace('"relu"', '"norm1"'))
-    with open_side(Files(prototxt, caffemodel), State(), Choices(), folder) as other:
+    with open_side(Files(prototxt, caffemodel), (), None, Choices(), folder) as other:
         with pytest.raises(InputError, match=r"lacks layer 'relu' \(ReLU\)"):
             match(a, other)
         with pytest.raises(InputError, match=r"'relu' .* is not in"):
@@ -357,7 +408,7 @@ def test_shapes_follow_from_text_and_weights(tmp_path: Path) -> None:
     net.layer("cut", "Slice", "re", ["left", "right"], "slice_param { axis: 2 slice_point: 1 }")
     net.layer("odd", "Odd", "cut", "odd")
     files = net.write(tmp_path)
-    with open_side(Files(*files), State(), Choices(), tmp_path) as side:
+    with open_side(Files(*files), (), None, Choices(), tmp_path) as side:
         found = infer(side.graph, {})
         shapes = {side.graph.values[value].blob: shape for value, shape in found.items()}
     assert shapes == {
@@ -380,7 +431,7 @@ def test_an_input_without_a_shape_is_asked_for(tmp_path: Path) -> None:
     net.layer("d", "Data", [], ["data", "label"], "data_param { batch_size: 4 }")
     net.conv("conv", "data", 3, 4)
     files = net.write(tmp_path)
-    with open_side(Files(*files), State(), Choices(), tmp_path) as side:
+    with open_side(Files(*files), (), None, Choices(), tmp_path) as side:
         with pytest.raises(InputError, match="--input-shape data=1,3,224,224"):
             input_shapes(side, {})
         with pytest.raises(InputError, match="no blob is named 'dat'; the closest is 'data'"):

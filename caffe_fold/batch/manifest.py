@@ -25,6 +25,8 @@ __all__ = ["SUFFIXES", "is_manifest", "pairs_of"]
 
 SUFFIXES = (".csv", ".jsonl", ".ndjson")
 
+# It is read whole, like a prototxt: room for a million pairs.
+_LIMIT = 1 << 28
 _FILES = ("model", "weights", "output-model", "output-weights")
 
 Options = Mapping[str, Callable[[Any], tuple[str, Any]]]
@@ -50,8 +52,14 @@ def pairs_of(manifest: str, options: Options) -> Iterator[Pair]:
 
     :raises InputError: with the line and the column, for what is not understood.
     """
+    is_local = not storage.is_url(manifest)
+    if is_local and not os.path.isfile(manifest):  # a pipe would be waited for
+        raise InputError(f"{show(manifest, 1000)} is a pipe or device; expected a file")
+    size = os.path.getsize(manifest) if is_local else 0
     with storage.opened(manifest) as file:
-        data = file.read()
+        data = file.read(_LIMIT + 1) if size <= _LIMIT else b""
+    if max(size, len(data)) > _LIMIT:
+        raise InputError(f"{show(manifest, 1000)} has over 256 MiB, which no manifest has")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -58,7 +58,7 @@ def find(
     pairs = [item for item in found if isinstance(item, Pair)]
     if not pairs and not skipped:
         names = ", ".join(show(source, 1000) for source in sources)
-        has_folder = not all(map(manifest.is_manifest, sources))
+        has_folder = not all(manifest.is_manifest(s) and not os.path.isdir(s) for s in sources)
         what = "there is no caffemodel in it" if has_folder else "it has no rows"
         raise InputError(f"{names}: {what}")
     others = (*sources, *(item.path for item in found if not isinstance(item, Pair)))

@@ -39,10 +39,16 @@ def shapes(
     for text in texts:
         name, dims = text.rpartition("=")[::2]
         sizes = dims.split(",")
-        if not name or not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
+        if not name or not all(map(_is_size, sizes)):
             raise click.BadParameter(f"{show(text)!r}: expected BLOB=N,C,H,W, as data=1,3,224,224")
         found[name] = tuple(int(size) for size in sizes)
     return found
+
+
+def _is_size(text: str) -> bool:
+    """Whether it is a number from 1; Python makes no int of thousands of digits."""
+    digits = text.strip()
+    return digits.isdecimal() and len(digits) < 20 and int(digits) > 0
 
 
 def each(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:

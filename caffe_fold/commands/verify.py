@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -93,13 +94,16 @@ def _rescaled(path: str) -> list[str]:
     import json
 
     try:
+        # A pipe would be waited for, and a device have no end.
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError(path)
         with open(path, encoding="utf-8") as file:
             report = json.load(file)
         equalized = report["equalized"]
         names = [] if equalized is None else equalized["blobs"]
     except OSError as error:
         raise InputError(f"{show(path)}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{show(path)}: not the report of a fold, as --json prints it")

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path as FilePath
 
+from caffe_fold.arguments import require_names, require_paths
 from caffe_fold.choices import Choices
 from caffe_fold.convert import kept_values, read_graph, until_computable
 from caffe_fold.errors import Path
@@ -63,6 +64,8 @@ def inspect(
     :raises OutputError: if the page cannot be written.
     :raises ExtraMissing: if a page is asked for and what makes it is not installed.
     """
+    require_paths(model=model, optional={"weights": weights, "html": html})
+    require_names(stages=stages, keep=keep)
     choices = Choices(
         assume_global_stats, bn_layout, bn_variance, weights_dtype, drop_quantization
     ).known()

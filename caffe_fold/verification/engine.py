@@ -9,10 +9,23 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["TRANSPOSED", "Array", "Engine", "EngineError", "Job", "Values"]
+__all__ = ["SPECIAL", "TRANSPOSED", "WEIGHTLESS", "Array", "Engine", "EngineError", "Job", "Values"]
+__all__ += ["ungrouped"]
 
-# What an engine has to know, beside the type, for an InnerProduct with this parameter.
+# What an engine has to know, beside the type, or it computes something else, or its process ends:
+# OpenCV reads the weights of a Deconvolution where there are none, and each divides by its groups.
 TRANSPOSED = "InnerProduct with transpose"
+WEIGHTLESS = "Deconvolution without weights"
+
+
+def ungrouped(type: str) -> str:
+    """The kind of a layer of a type with no groups."""
+    return f"{type} with 'group: 0'"
+
+
+SPECIAL = frozenset(
+    (TRANSPOSED, WEIGHTLESS, *map(ungrouped, ("Convolution", "Deconvolution", "ShuffleChannel")))
+)
 
 Array = NDArray[Any]
 Inputs = Mapping[str, NDArray[np.float32]]

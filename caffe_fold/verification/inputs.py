@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffe_fold.choices import CHANNEL_ORDERS
-from caffe_fold.errors import EngineMissing, InputError, Path, show
+from caffe_fold.errors import EngineMissing, InputError, Path, reading, show
 from caffe_fold.hints import closest
 from caffe_fold.layers.linear import LINEAR
 from caffe_fold.verification.fields import fields_of
+from caffe_fold.verification.opencv import quiet
 from caffe_fold.verification.shapes import Shape, stated
 from caffe_fold.verification.sides import Side
 
@@ -53,6 +54,8 @@ class Wanted:
             raise InputError("mean and scale must be finite numbers")
         if self.samples < 1:
             raise InputError(f"samples is {self.samples}; expected 1 or more")
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}; expected 0 or more")
         if self.source is not None and self.samples > 1:
             raise InputError("--input is one sample; --samples asks for random ones")
 
@@ -160,13 +163,12 @@ def _random(rng: np.random.Generator, shape: Shape, wanted: Wanted) -> Array:
 
 def _prepared(pixels: Array, mean: tuple[float, ...] | None, scale: float | None) -> Array:
     """``scale * (pixels - mean)`` for pixels of shape (N, C, ...)."""
-    if mean is not None:
-        if len(mean) not in (1, pixels.shape[1] if pixels.ndim > 1 else 1):
-            raise InputError(
-                f"--mean has {len(mean)} numbers and the input {pixels.shape[1]} channels"
-            )
-        pixels = pixels - np.asarray(mean, np.float32).reshape(-1, *[1] * (pixels.ndim - 2))
-    with np.errstate(over="ignore"):
+    channels = pixels.shape[1] if pixels.ndim > 1 else 1
+    if mean is not None and len(mean) not in (1, channels):
+        raise InputError(f"--mean has {len(mean)} numbers and the input {channels} channels")
+    with np.errstate(over="ignore", invalid="ignore"):  # which is then told
+        if mean is not None:
+            pixels = pixels - np.asarray(mean, np.float32).reshape(-1, *[1] * (pixels.ndim - 2))
         found = np.asarray(pixels if scale is None else pixels * np.float32(scale), np.float32)
     if not np.isfinite(found).all():
         raise InputError("the input holds numbers that are not finite in float32")
@@ -203,10 +205,17 @@ def _load(source: str) -> dict[str | None, NDArray[Any]]:
         if isinstance(loaded, np.ndarray):
             return {None: loaded}
         with loaded:
-            if not loaded.files:
-                raise ValueError("it holds no arrays")
-            return {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            arrays = {name: loaded[name] for name in loaded.files}
+        if not arrays:
+            raise ValueError("it holds no arrays")
+        odd = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+        if odd:  # what is no .npy comes as bytes
+            raise ValueError(f"its '{odd[0]}' is no array")
+        return {**arrays}
+    except MemoryError:
+        raise
+    # The header is parsed as Python and the rest by zipfile and zlib, each with errors of its own.
+    except Exception as error:
         words = " ".join(str(error).split())
         raise InputError(f"{show(source, 1000)} cannot be read: {show(words)}") from None
 
@@ -239,9 +248,11 @@ def _image(source: str, shape: Shape, wanted: Wanted) -> Array:
     if len(shape) != 4 or shape[1] not in (1, 3):
         raise InputError(f"{show(source, 1000)} is an image and the net's input has {shape}")
     flag = cv2.IMREAD_GRAYSCALE if shape[1] == 1 else cv2.IMREAD_COLOR
+    pixels = None
     # cv2.imread writes its complaints to standard error.
-    data = np.fromfile(source, np.uint8)
-    pixels = cv2.imdecode(data, flag) if data.size else None
+    with reading(source), quiet(cv2), contextlib.suppress(cv2.error):
+        data = np.fromfile(source, np.uint8)
+        pixels = cv2.imdecode(data, flag) if data.size else None
     if pixels is None:
         raise InputError(f"{show(source, 1000)} is no image that OpenCV reads, and no .npy or .npz")
     pixels = np.atleast_3d(cv2.resize(pixels, (shape[3], shape[2])))

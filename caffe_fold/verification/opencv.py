@@ -13,7 +13,7 @@ import numpy as np
 from caffe_fold.errors import EngineMissing, show
 from caffe_fold.verification.engine import EngineError, Inputs, Job, Values
 
-__all__ = ["OpenCV"]
+__all__ = ["OpenCV", "quiet"]
 
 _INSTALL = "pip install 'caffe-fold[verify]'"
 
@@ -97,7 +97,13 @@ class OpenCV:
         return seconds
 
     def _net(self, job: Job, inputs: Inputs, fuses: bool) -> Any:
-        net = self.cv2.dnn.readNetFromCaffe(job.model, job.weights)
+        # A name that is no UTF-8 ends the process in the bindings.
+        if not all(map(_is_utf8, job.inputs.values())):
+            raise EngineError("OpenCV takes names in UTF-8 alone")
+        files: list[Any] = [job.model, job.weights]
+        if not all(map(_is_utf8, files)):
+            files = [np.fromfile(path, np.uint8) for path in files]
+        net = self.cv2.dnn.readNetFromCaffe(*files)
         net.enableFusion(fuses)
         self._feed(net, job, inputs)
         return net
@@ -109,19 +115,35 @@ class OpenCV:
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
         """OpenCV's complaints as errors on one line, and not on standard error, too."""
-        # Newer releases have it in a module, older ones at the top.
-        logging = getattr(self.cv2.utils, "logging", self.cv2)
-        level = logging.getLogLevel()
-        logging.setLogLevel(_SILENT)
         try:
-            yield
+            with quiet(self.cv2):
+                yield
         except (self.cv2.error, UnicodeError) as error:
             raise EngineError(_said(error)) from None
-        finally:
-            logging.setLogLevel(level)
+
+
+@contextlib.contextmanager
+def quiet(cv2: Any) -> Iterator[None]:
+    """While it lasts, OpenCV writes no complaints of its own to standard error."""
+    # Newer releases have it in a module, older ones at the top.
+    logging = getattr(cv2.utils, "logging", cv2)
+    level = logging.getLogLevel()
+    logging.setLogLevel(_SILENT)
+    try:
+        yield
+    finally:
+        logging.setLogLevel(level)
 
 
 _SILENT = 0  # LOG_LEVEL_SILENT of opencv2/core/utils/logger.defines.hpp
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _found_as(output: tuple[str, str, int], known: set[str], tops: set[str]) -> str:

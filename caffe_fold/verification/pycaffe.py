@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from caffe_fold.errors import EngineMissing, show
-from caffe_fold.verification.engine import TRANSPOSED, EngineError, Inputs, Job, Values
+from caffe_fold.verification.engine import TRANSPOSED, WEIGHTLESS, EngineError, Inputs, Job, Values
 
 __all__ = ["SCRIPT", "VARIABLE", "PyCaffe"]
 
@@ -58,7 +58,8 @@ class PyCaffe:
 
     def known(self) -> frozenset[str]:
         types = frozenset(_about(self.python)["types"]) or _KNOWN
-        return types | {TRANSPOSED} if "InnerProduct" in types else types
+        more = {"InnerProduct": TRANSPOSED, "Deconvolution": WEIGHTLESS}
+        return types | {more[name] for name in types & more.keys()}
 
     def reads(self, has_doubles: bool) -> bool:
         return True
@@ -120,11 +121,17 @@ def _call(python: str, folder: Path, request: dict[str, Any]) -> None:
     hidden = ("PYTHONHOME", "PYTHONSAFEPATH")
     environment = {k: v for k, v in os.environ.items() if k not in hidden}
     try:
-        done = subprocess.run(command, capture_output=True, env=environment, cwd=folder)
-    except OSError as error:
-        raise EngineMissing(
-            f"{show(python, 1000)} cannot be run ({error.strerror}); {_NAME_IT}"
-        ) from None
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,  # whatever the interpreter turns out to be
+            stderr=subprocess.PIPE,
+            env=environment,
+            cwd=folder,
+        )
+    except (OSError, ValueError) as error:  # the latter of a name that no file has
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise EngineMissing(f"{show(python, 1000)} cannot be run ({reason}); {_NAME_IT}") from None
     if done.returncode:
         raise EngineError(_said(done.stderr.decode("utf-8", "replace"), done.returncode))
 

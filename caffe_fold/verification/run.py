@@ -9,11 +9,11 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
 
+from caffe_fold.arguments import require_names, require_paths, require_shapes
 from caffe_fold.choices import Choices
 from caffe_fold.errors import EngineMissing, InputError, Path, show
-from caffe_fold.nets.net import State
 from caffe_fold.verification.cut import whole
-from caffe_fold.verification.engine import TRANSPOSED, Engine, EngineError
+from caffe_fold.verification.engine import SPECIAL, Engine, EngineError
 from caffe_fold.verification.engines import engines_for
 from caffe_fold.verification.inputs import Wanted, input_shapes
 from caffe_fold.verification.match import Matching, match
@@ -92,14 +92,24 @@ def verify(
     :raises OutputError: if the page cannot be written.
     :raises ExtraMissing: if a page was asked for and what makes it is not installed.
     """
+    require_paths(
+        model=model,
+        weights=weights,
+        folded_model=folded_model,
+        folded_weights=folded_weights,
+        optional={"caffe_python": caffe_python, "input": input, "html": html},
+    )
+    require_names(stages=stages, skip=skip)
+    require_shapes(input_shapes)
     shapes = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
     means = None if mean is None else tuple(mean)
     wanted = Wanted(input, means, scale, channel_order, samples, seed, shapes)
     if not 0 <= tolerance < math.inf:
         raise InputError(f"tolerance is {tolerance}; expected a number of 0 or more")
+    if rounds < 0:
+        raise InputError(f"rounds is {rounds}; expected 0 or more")
     choices = Choices(assume_global_stats, bn_layout, bn_variance).known()
     engines = engines_for(engine, caffe_python)
-    state = State("TEST", level or 0, frozenset(stages))
     pairs = (Files(model, weights), Files(folded_model, folded_weights))
     with contextlib.ExitStack() as stack:
         page = None
@@ -110,7 +120,7 @@ def verify(
             page = stack.enter_context(page_target(html, files))
         folder = stack.enter_context(_folder())
         original, folded = (
-            stack.enter_context(open_side(files, state, choices, folder)) for files in pairs
+            stack.enter_context(open_side(files, stages, level, choices, folder)) for files in pairs
         )
         _require_blobs(folded, skip)
         session = Session(original, folded, wanted, tolerance, tuple(skip), folder)
@@ -139,7 +149,7 @@ def _require_blobs(side: Side, names: Sequence[str]) -> None:
     for name in names:
         if name not in side.graph.last:
             hint = closest(name, side.graph.last)
-            raise InputError(f"{show(side.model)}: no blob is named '{show(name)}'{hint}")
+            raise InputError(f"in what to skip, no blob is named '{show(name)}'{hint}")
 
 
 def _verify(session: Session, engines: Sequence[Engine], rounds: int) -> Verification:
@@ -184,8 +194,7 @@ def _run_whole(
         for at, layer in enumerate(side.graph.layers)
         if layer.bottoms
     }
-    # OpenCV would run this, and compute something else.
-    is_misread = TRANSPOSED in types - engine.known()
+    is_misread = not SPECIAL.isdisjoint(types - engine.known())
     if not is_misread and _can_run_as_is(session, engine):
         try:
             return run_section(session, engine, section, "net", as_is=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from caffe_fold.errors import EngineMissing, show
 from caffe_fold.verification.cut import Section, folds_alone, parts
-from caffe_fold.verification.engine import TRANSPOSED, Engine, EngineError
+from caffe_fold.verification.engine import SPECIAL, Engine, EngineError
 from caffe_fold.verification.match import Matching, Pair
 from caffe_fold.verification.result import BlobResult
 from caffe_fold.verification.session import Outcome, Session, run_section
@@ -78,7 +78,7 @@ def _left_out(session: Session, engine: Engine, section: Section) -> list[str]:
     known, layers = engine.known(), session.a.graph.layers
     kinds = {at: kind_to_run(session.a, at) for at in section.cut}
     unknown = Counter(
-        kind if kind == TRANSPOSED else layers[at].type
+        kind if kind in SPECIAL else layers[at].type
         for at, kind in kinds.items()
         if kind not in known
     )

@@ -24,6 +24,9 @@ from caffe_fold.verification.text import as_it_is, write_draft
 __all__ = ["UNPROVED", "Outcome", "Session", "measure", "run_section"]
 
 
+# Blob::Reshape (BVLC, blob.cpp) counts in int.
+_LARGEST_BLOB = (1 << 31) - 1
+
 UNPROVED = "no engine ran this fold, so nothing proves it"
 
 
@@ -108,7 +111,14 @@ def _jobs(session: Session, section: Section, name: str, as_is: bool) -> list[Jo
 
 def _inputs(session: Session, section: Section, name: str, sample: int) -> dict[str, Array]:
     """What goes into a section, by key. The nets' own inputs are the user's; what a cut
-    made an input is random. Folds alone have none of the nets' own."""
+    made an input is random. Folds alone have none of the nets' own.
+
+    :raises EngineError: where one is no blob of Caffe.
+    """
+    for key in section.original.inputs.values():
+        shape = section.shapes[key]
+        if min(shape, default=1) < 1 or math.prod(shape) > _LARGEST_BLOB:
+            raise EngineError(f"an input of the shape {shape} is no blob of Caffe")
     graph = session.a.graph
     sources = set(session.a.graph.sources()) if name != "fold" else set()
     keys = section.original.inputs

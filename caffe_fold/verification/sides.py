@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 
 from caffe_fold.choices import Choices
+from caffe_fold.convert import read_graph
 from caffe_fold.errors import Path
-from caffe_fold.inputs import open_prototxt, require_inputs
-from caffe_fold.nets.graph import Graph, build
-from caffe_fold.nets.net import Layer, State, read_net
+from caffe_fold.inputs import require_inputs
+from caffe_fold.nets.graph import Graph
+from caffe_fold.nets.net import Layer
 from caffe_fold.planning.facts import Facts
 from caffe_fold.weights.blob import Form
 from caffe_fold.weights.caffemodel import Caffemodel, Entry
@@ -73,15 +74,15 @@ class Side:
 
 
 @contextlib.contextmanager
-def open_side(files: Files, state: State, choices: Choices, folder: FilePath) -> Iterator[Side]:
+def open_side(
+    files: Files, stages: Sequence[str], level: int | None, choices: Choices, folder: FilePath
+) -> Iterator[Side]:
     """Open one net. Weights in HDF5 become a caffemodel below ``folder``.
 
     :raises InputError: if a file is not what it has to be.
     """
     kind = require_inputs(files.model, files.weights)
-    net = read_net(open_prototxt(files.model))
-    stages = net.state.stages | state.stages
-    graph = build(net, State("TEST", state.level or net.state.level, stages))
+    graph = read_graph(files.model, stages, level)
     with opened_weights(files.weights, kind, graph, folder) as file, file.open() as caffemodel:
         facts = Facts(graph, caffemodel, choices)
         weights = os.fspath(caffemodel.source.path)

@@ -18,7 +18,7 @@ from caffe_fold.layers.affine import AFFINE, Refused
 from caffe_fold.layers.linear import LINEAR
 from caffe_fold.nets.net import Layer
 from caffe_fold.nets.prototxt import Edit, Field
-from caffe_fold.verification.engine import TRANSPOSED, Job
+from caffe_fold.verification.engine import SPECIAL, TRANSPOSED, WEIGHTLESS, Job, ungrouped
 from caffe_fold.verification.fields import fields_of
 from caffe_fold.verification.shapes import Shape
 from caffe_fold.verification.sides import Side
@@ -59,11 +59,19 @@ def _has_standard(layer: Layer) -> bool:
 def kind_to_run(side: Side, at: int) -> str:
     """What an engine has to know to run a layer: its type there, or more than that."""
     layer = side.graph.layers[at]
-    if standard_type(layer) == "InnerProduct":
-        fields = fields_of(side.graph.net.document, layer)
-        if any(message.flag("transpose") for message in fields.messages("inner_product_param")):
-            return TRANSPOSED
-    return layer.type if _is_plain_bias(side, at) else standard_type(layer)
+    kind, fields = standard_type(layer), fields_of(side.graph.net.document, layer)
+    messages = fields.messages("inner_product_param") if kind == "InnerProduct" else []
+    if any(message.flag("transpose") for message in messages):
+        return TRANSPOSED
+    if ungrouped(kind) in SPECIAL:
+        name = "shuffle_channel_param" if kind == "ShuffleChannel" else "convolution_param"
+        if any(message.integer("group", 1) == 0 for message in fields.messages(name)):
+            return ungrouped(kind)
+    if kind == "Deconvolution":
+        entry = side.entry(layer)
+        if entry is None or not entry.blobs or not entry.blobs[0].count:
+            return WEIGHTLESS
+    return layer.type if _is_plain_bias(side, at) else kind
 
 
 def is_retyped(side: Side, at: int) -> bool:

@@ -44,6 +44,7 @@ def resolve_outputs(
     )
     for path in outputs:
         require_place(path)
+    for path in outputs:
         require_apart(path, (model, weights, *outputs))
         for given in (model, weights):
             if is_same(path, given):
@@ -105,6 +106,8 @@ def _real(path: str) -> str:
 def require_place(path: str) -> None:
     """Raise OutputError where a file cannot come under a path, or must not."""
     shown = show(path, 1000)
+    if not path:
+        raise OutputError("an empty path is given for an output; give the file's path")
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -118,6 +121,9 @@ def require_place(path: str) -> None:
     folder = os.path.dirname(path) or os.curdir
     if not os.path.isdir(folder):
         raise OutputError(f"{shown} cannot be written: there is no folder {show(folder)}")
+    # As root, /dev/stdout would be replaced for all programs: it is a link to what may be a file.
+    if os.path.realpath(folder) == os.path.dirname(os.devnull):
+        raise OutputError(f"{shown} is among the system's devices; give another path")
     # Asked once: another run may be about to replace it.
     with contextlib.suppress(OSError):
         if not stat.S_ISREG(os.stat(path).st_mode):

@@ -137,8 +137,11 @@ def temporary_pair(outputs: Outputs) -> Iterator[TemporaryPair]:
             pair = TemporaryPair(outputs, (places[outputs.model], places[outputs.weights]))
             yield pair
     except OSError as error:
-        where = error.filename if isinstance(error.filename, str) else outputs.weights
+        where, other = outputs.weights, error.filename
         for place in pair.places if pair else ():
-            if where in (place.temporary, place.aside, place.scratch):
-                where = place.path
-        raise OutputError(f"{show(where, 1000)} cannot be written: {error.strerror}") from error
+            if error.filename in (place.path, place.temporary, place.aside, place.scratch):
+                where, other = place.path, None
+        reason = (
+            f"{show(other, 1000)}: {error.strerror}" if isinstance(other, str) else error.strerror
+        )
+        raise OutputError(f"{show(where, 1000)} cannot be written: {reason}") from error
