@@ -104,13 +104,25 @@ def fold_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Processes, "run", staticmethod(fold_task))
 
 
-def begin(*arguments: str | Path, **more: str) -> subprocess.Popen[str]:
-    """The real command in a process group of its own."""
+def begin(*arguments: str | Path, code: str = "", **more: str) -> subprocess.Popen[str]:
+    """The real command in a process group of its own, or ``code`` in its place."""
+    command = ["-c", code] if code else ["-m", "caffe_fold"]
     return subprocess.Popen(
-        [sys.executable, "-m", "caffe_fold", "batch", *map(str, arguments)],
+        [sys.executable, *command, "batch", *map(str, arguments)],
         env=environment(**more),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+
+
+def wait_for_line(process: subprocess.Popen[str], start: str) -> None:
+    """Read a process's standard error until a line that starts so."""
+    assert process.stderr is not None
+    seen = []
+    while line := process.stderr.readline():
+        if line.startswith(start):
+            return
+        seen.append(line)
+    raise AssertionError(f"it ended without a line {start!r}: {seen}")

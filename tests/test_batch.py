@@ -21,7 +21,7 @@ from typing import Any
 import batching
 import pytest
 from batching import LEDGER, begin, files, folded, lines, tiny, write_pairs
-from support.command import Call, Outcome
+from support.command import HANGS, Call, Outcome, all_shown
 
 import caffe_fold
 from caffe_fold.batch import execute as execution
@@ -571,7 +571,7 @@ def test_processes_that_do_not_start_are_one_line(executable: str, tmp_path: Pat
         env=batching.environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANGS,
     )
     assert (done.returncode, done.stdout) == (2, "")
     # The interpreter's own resource tracker did not start, either, and it says so.
@@ -611,9 +611,27 @@ def test_workers_end_with_the_process_that_started_them() -> None:
 
 def settle(out: Path) -> None:
     """Wait until no process writes to a folder any more: temporary files go, or stay."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + HANGS
     while time.monotonic() < end and list(out.rglob("*.tmp")):
         time.sleep(0.1)
+
+
+# However late the signal comes, it finds a run that still has models to fold.
+NEVER_DONE = """
+import signal
+from caffe_fold import __main__
+from caffe_fold.batch import progress
+tell = progress._Lines.tell
+
+def tell_or_wait(self, row):
+    tell(self, row)
+    if self.count == 30:
+        signal.pause()
+
+progress._Lines.tell = tell_or_wait
+if __name__ == "__main__":  # and not in a worker
+    __main__.main()
+"""
 
 
 @POSIX
@@ -637,12 +655,10 @@ def test_a_signal_leaves_whole_files_and_the_next_run_goes_on(
     for index in range(1, count):
         for end in (".prototxt", ".caffemodel"):
             shutil.copyfile(models[0].with_suffix(end), zoo / f"net{index}{end}")
-    process = begin(zoo, "--output-dir", out, "--jobs", "2")
-    assert process.stderr is not None
-    for _ in range(3):
-        process.stderr.readline()
+    process = begin(zoo, "--output-dir", out, "--jobs", "2", code=NEVER_DONE)
+    batching.wait_for_line(process, "[3/")
     (os.killpg if to_all else os.kill)(process.pid, number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=HANGS)
     assert process.returncode == code
     if code == 130:
         last = err.splitlines()[-1]
@@ -675,7 +691,6 @@ def test_a_signal_leaves_whole_files_and_the_next_run_goes_on(
 def test_a_terminal_gets_a_bar(zoo: Path, tmp_path: Path) -> None:
     pytest.importorskip("rich", reason="the batch extra is not installed")
     import pty
-    import subprocess
 
     (zoo / "net1.prototxt").write_text("layer {")
     main, other = pty.openpty()
@@ -686,16 +701,7 @@ def test_a_terminal_gets_a_bar(zoo: Path, tmp_path: Path) -> None:
         stderr=other,
     ) as process:
         os.close(other)
-        shown = b""
-        while True:
-            try:
-                data = os.read(main, 65536)
-            except OSError:  # its end, on Linux
-                break
-            if not data:
-                break
-            shown += data
-    os.close(main)
+        shown = all_shown(main)
     assert process.returncode == 1
     assert b"2/2" in shown
     assert b"1 failed" in shown

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from support.command import Call, Outcome
+from support.command import HANGS, Call, Outcome, all_shown
 from support.nets import Net
 
 from caffe_fold import __version__, cli, convert, weights_files
@@ -75,7 +75,7 @@ def run(
         env={**environment(), **(env or {})},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANGS,
     )
 
 
@@ -174,7 +174,11 @@ def test_help_and_version_import_nothing_heavy(option: str) -> None:
         "print([m for m in ('numpy', 'google.protobuf', 'h5py') if m in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=HANGS,
     )
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
@@ -182,7 +186,11 @@ def test_help_and_version_import_nothing_heavy(option: str) -> None:
 def test_importing_the_package_imports_nothing_heavy() -> None:
     code = "import sys, caffe_fold; print('numpy' in sys.modules, 'click' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=HANGS,
     )
     assert done.stdout == "False False\n"
 
@@ -370,12 +378,11 @@ def test_a_terminal_gets_colours_unless_it_does_not_want_them(
         env={**environment(), **env, "TERM": "xterm"},
         stderr=theirs,
         stdout=subprocess.DEVNULL,
-        timeout=60,
+        timeout=HANGS,
         check=False,
     )
     os.close(theirs)
-    shown = os.read(ours, 10_000)
-    os.close(ours)
+    shown = all_shown(ours)
     assert b"error: " in shown
     assert (b"\x1b[" in shown) is not bool(env)
 
@@ -680,7 +687,7 @@ def interrupted(folder: Path, number: int) -> Result[str]:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANGS,
     )
 
 
@@ -719,7 +726,7 @@ def test_an_interrupt_after_the_pair_has_its_names_says_so(folder: Path) -> None
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANGS,
     )
     there = " and ".join(str(folder / f"net_inference.{end}") for end in ("prototxt", "caffemodel"))
     assert_refused(done, f"interrupted; {there} are written", code=130)
@@ -738,7 +745,7 @@ def test_a_report_that_cannot_be_printed_is_exit_4_and_says_what_is_written(
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
+            timeout=HANGS,
         )
     assert done.returncode == 4
     assert "error: standard output cannot be written to: No space left" in done.stderr
@@ -756,7 +763,7 @@ def test_a_reader_that_goes_away_is_no_error(folder: Path) -> None:
         env=environment(),
         stdout=write,
         stderr=subprocess.PIPE,
-        timeout=60,
+        timeout=HANGS,
         check=False,
     )
     os.close(write)

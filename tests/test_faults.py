@@ -5,6 +5,7 @@ Inputs stay as they are, and beside the outputs' names there is a whole pair, or
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.command import unwatched
+from support.command import HANGS, unwatched
 from support.nets import Net
 
 import caffe_fold
@@ -183,13 +184,13 @@ def test_a_second_run_waits_for_no_one_and_mixes_nothing(
     def slowly(source: str, target: str) -> None:
         if threading.current_thread() is first and target.endswith(NAMES[0]):
             between.set()
-            assert go_on.wait(60)
+            assert go_on.wait(HANGS)
         right(source, target)
 
     monkeypatch.setattr(os, "replace", slowly)
     first = threading.Thread(target=folded, args=[folder], kwargs={"keep": ["conv"]})
     first.start()
-    assert between.wait(60)
+    assert between.wait(HANGS)
     with pytest.raises(OutputError, match="is being written by another run"):
         folded(folder)
     go_on.set()
@@ -382,6 +383,7 @@ def open_files() -> int:
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="this system has no /proc")
 def test_no_descriptor_is_left_open(folder: Path) -> None:
     both_ways(folder)
+    gc.collect()  # files of other tests that nobody closed
     before = open_files()
     for _ in range(20):
         folded(folder)
@@ -389,7 +391,7 @@ def test_no_descriptor_is_left_open(folder: Path) -> None:
             caffe_fold.fold(folder / "net.caffemodel", folder / "net.prototxt")
         with locked(str(folder / NAMES[0])), pytest.raises(OutputError):
             folded(folder)
-    assert open_files() == before
+    assert open_files() <= before
 
 
 @pytest.mark.parametrize("suffix", ["tmp", "lock", "old", "scratch"])

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.command import HANGS
 from support.nets import Net
 
 import caffe_fold
@@ -43,7 +44,7 @@ def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PYTHONPATH": str(Path(caffe_fold.__file__).parents[1])},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANGS,
     )
 
 
