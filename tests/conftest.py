@@ -7,12 +7,13 @@ import signal
 from typing import Any
 
 import pytest
+from batching import run, zoo
 from hypothesis import HealthCheck, settings
 from support import engines
 from support.browser import browser
 from support.command import Call, caller
 
-__all__ = ["browser", "call", "real_caffe"]
+__all__ = ["browser", "call", "real_caffe", "run", "zoo"]
 
 
 # The same examples each time and on each machine, however slow: scripts/fuzz.py looks for others.

@@ -1,6 +1,6 @@
 """Ctrl-C and SIGTERM at the ends of a run: while modules are imported, and after the work.
 
-In between they are in test_cli and test_faults.
+In between they are in test_cli_interrupts and test_faults_kills.
 """
 
 from __future__ import annotations
