@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.command import Call, Outcome
 from support.nets import Net
 
 from caffe_fold import cli
@@ -77,6 +79,12 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def write_manifest(folder: Path, text: str, name: str = "pairs.csv") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
 def entry(name: str, *others: str) -> dict[str, Any]:
     """The ledger's entry of some outputs."""
     outputs = {output: {"size": 0, "tag": "0"} for output in (name, *others)}
@@ -104,13 +112,53 @@ def fold_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Processes, "run", staticmethod(fold_task))
 
 
-def begin(*arguments: str | Path, **more: str) -> subprocess.Popen[str]:
-    """The real command in a process group of its own."""
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def zoo(tmp_path: Path) -> Path:
+    write_pairs(tmp_path / "zoo", 2)
+    return tmp_path / "zoo"
+
+
+@pytest.fixture
+def run(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Run a batch into ``out``, in this process."""
+    fold_in_threads(monkeypatch)
+
+    def run_batch(source: Path, *arguments: str | Path) -> Outcome:
+        return call("batch", source, "--output-dir", tmp_path / "out", "--jobs", "1", *arguments)
+
+    return run_batch
+
+
+def again(run: Run, zoo: Path, *arguments: str) -> str:
+    done = run(zoo, *arguments)
+    assert done.code == 0, done.err
+    match = re.search(r"(\d+) done, (\d+) unchanged", done.out)
+    assert match is not None
+    return f"{match[1]} done, {match[2]} unchanged"
+
+
+def begin(*arguments: str | Path, code: str = "", **more: str) -> subprocess.Popen[str]:
+    """The real command in a process group of its own, or ``code`` in its place."""
+    command = ["-c", code] if code else ["-m", "caffe_fold"]
     return subprocess.Popen(
-        [sys.executable, "-m", "caffe_fold", "batch", *map(str, arguments)],
+        [sys.executable, *command, "batch", *map(str, arguments)],
         env=environment(**more),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+
+
+def wait_for_line(process: subprocess.Popen[str], start: str) -> None:
+    """Read a process's standard error until a line that starts so."""
+    assert process.stderr is not None
+    seen = []
+    while line := process.stderr.readline():
+        if line.startswith(start):
+            return
+        seen.append(line)
+    raise AssertionError(f"it ended without a line {start!r}: {seen}")

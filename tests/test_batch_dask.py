@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ from pathlib import Path
 import batching
 import pytest
 from batching import begin, files, folded, lines, write_pairs
-from support.command import Call
+from support.command import HANGS, Call
 
 pytest.importorskip("distributed", reason="the dask extra is not installed")
 pytestmark = [
@@ -43,49 +44,51 @@ def _start(*arguments: str) -> subprocess.Popen[bytes]:
     )
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    address = f"tcp://127.0.0.1:{port}"
-    quiet = "--no-dashboard"
-    place = ("--host", "127.0.0.1")
-    scheduler = _start("dask_scheduler", *place, "--port", str(port), quiet)
-    scratch = ("--local-directory", str(tmp_path / "dask"))
-    threads = ("--nthreads", "1", "--no-nanny")
-    workers = [_start("dask_worker", address, *place, *threads, quiet, *scratch) for _ in range(2)]
+@contextlib.contextmanager
+def cluster(folder: Path, count: int) -> Iterator[Cluster]:
+    """A scheduler at a port of its own choice, and so many workers."""
+    place, told = ("--host", "127.0.0.1", "--no-dashboard"), folder / "scheduler.json"
+    processes = [_start("dask_scheduler", *place, "--port", "0", "--scheduler-file", str(told))]
     try:
-        _wait_for(port)
-        yield Cluster(address, scheduler, workers)
+        address = _address(told)
+        scratch = ("--local-directory", str(folder / "dask"))
+        worker = ("dask_worker", address, *place, "--nthreads", "1", "--no-nanny", *scratch)
+        processes += [_start(*worker) for _ in range(count)]
+        yield Cluster(address, processes[0], processes[1:])
     finally:
-        for process in (*workers, scheduler):
+        for process in reversed(processes):
             process.kill()
             process.wait()
 
 
-def _wait_for(port: int) -> None:
-    end = time.monotonic() + 60
+def _address(told: Path) -> str:
+    """What a scheduler writes into its file once it listens."""
+    end = time.monotonic() + HANGS
     while time.monotonic() < end:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
+        with contextlib.suppress(OSError, ValueError):  # not there yet, or half
+            return str(json.loads(told.read_text())["address"])
         time.sleep(0.1)
-    raise AssertionError("the scheduler does not answer")
+    raise AssertionError("the scheduler does not start")
 
 
-def test_a_worker_that_is_killed_loses_nothing(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.fixture
+def two_workers(tmp_path: Path) -> Iterator[Cluster]:
+    with cluster(tmp_path, 2) as found:
+        yield found
+
+
+def test_a_worker_that_is_killed_loses_nothing(two_workers: Cluster, tmp_path: Path) -> None:
     zoo, out, report = tmp_path / "zoo", tmp_path / "out", tmp_path / "report.jsonl"
     models = write_pairs(zoo, 1)
     count = 80
     for index in range(1, count):
         for end in (".prototxt", ".caffemodel"):
             shutil.copyfile(models[0].with_suffix(end), zoo / f"net{index}{end}")
-    arguments = ("--output-dir", out, "--scheduler", cluster.address, "--report", report)
+    arguments = ("--output-dir", out, "--scheduler", two_workers.address, "--report", report)
     batch = begin(zoo, *arguments)
-    assert batch.stderr is not None
-    while not batch.stderr.readline().startswith("[5/"):
-        pass
-    cluster.workers[0].send_signal(signal.SIGKILL)
-    _, err = batch.communicate(timeout=120)
+    batching.wait_for_line(batch, "[5/")
+    two_workers.workers[0].send_signal(signal.SIGKILL)
+    _, err = batch.communicate(timeout=HANGS)
     assert batch.returncode == 0, err
     told = [line["output"] for line in lines(report)]
     assert len(told) == len(set(told)) == count
@@ -93,22 +96,18 @@ def test_a_worker_that_is_killed_loses_nothing(cluster: Cluster, tmp_path: Path)
     for end in ("prototxt", "caffemodel"):
         assert len({path.read_bytes() for path in out.glob(f"*.{end}")}) == 1
     again = begin(zoo, *arguments)
-    printed, err = again.communicate(timeout=120)
+    printed, err = again.communicate(timeout=HANGS)
     assert (again.returncode, err) == (0, "")
     assert f"0 done, {count} unchanged" in printed
 
 
-def test_a_scheduler_that_is_killed_fails_what_is_left(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_scheduler_that_is_killed_fails_what_is_left(tmp_path: Path) -> None:
     zoo, out = tmp_path / "zoo", tmp_path / "out"
     write_pairs(zoo, 3)
-    for worker in cluster.workers:
-        worker.kill()
-        worker.wait()
-    batch = begin(zoo, "--output-dir", out, "--scheduler", cluster.address)
-    assert batch.stderr is not None
-    time.sleep(3)  # until it has handed all over, or not; it is to end in any case
-    cluster.scheduler.kill()
-    printed, err = batch.communicate(timeout=120)
+    with cluster(tmp_path, 0) as lonely:
+        batch = begin(zoo, "--output-dir", out, "--scheduler", lonely.address)
+        time.sleep(3)  # until it has handed all over, or not; it is to end in any case
+    printed, err = batch.communicate(timeout=HANGS)
     assert batch.returncode in (1, 2), err
     assert "Traceback" not in err
     if batch.returncode == 1:
@@ -121,10 +120,11 @@ def test_no_scheduler_is_one_line(
 ) -> None:
     monkeypatch.setattr("caffe_fold.batch.execute._SECONDS", 1)
     write_pairs(tmp_path / "zoo", 1)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    arguments = ("--output-dir", tmp_path / "out", "--scheduler", f"tcp://127.0.0.1:{port}")
-    done = call("batch", tmp_path / "zoo", *arguments)
+    with socket.socket() as taken:  # by one who does not listen
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        arguments = ("--output-dir", tmp_path / "out", "--scheduler", f"tcp://127.0.0.1:{port}")
+        done = call("batch", tmp_path / "zoo", *arguments)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith(f"error: no Dask scheduler answers at tcp://127.0.0.1:{port}: ")
     assert done.err.count("\n") == 1

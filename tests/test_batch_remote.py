@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
-import socket
+import re
 import subprocess
 import sys
 import time
@@ -15,7 +15,7 @@ from typing import Any
 import batching
 import pytest
 from batching import lines, write_pairs
-from support.command import Call
+from support.command import HANGS, Call
 
 import caffe_fold
 from caffe_fold.batch import ledger, storage
@@ -70,26 +70,22 @@ BUCKET = "s3://zoo"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     pytest.importorskip("moto", reason="moto is not installed")
     pytest.importorskip("s3fs", reason="the remote extra is not installed")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    told = tmp_path_factory.mktemp("moto") / "log"
+    with told.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"],
+            stdout=log,
+            stderr=log,
+        )
     try:
-        end = time.monotonic() + 60
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                assert time.monotonic() < end, "the server does not answer"
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
+        end = time.monotonic() + HANGS
+        while not (found := re.search(r"http://127\.0\.0\.1:\d+", told.read_text())):
+            assert time.monotonic() < end, "the server does not start"
+            time.sleep(0.1)
+        yield found[0]
     finally:
         process.kill()
         process.wait()

@@ -19,6 +19,8 @@ from bench_report import Measured, Run
 
 from caffe_fold import caffe_pb2, fold
 
+pytestmark = pytest.mark.any_version
+
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 

@@ -1,105 +1,40 @@
-"""The command line: what it prints where, with which exit code, and what it leaves behind."""
+"""The command line: what it prints where, with which exit code, and what its options do."""
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
 import os
 import re
-import signal
-import stat
 import subprocess
 import sys
-import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from calling import (
+    INPUTS,
+    OUTPUTS,
+    Patch,
+    assert_refused,
+    environment,
+    files,
+    names,
+    net_that_keeps_a_batch_norm,
+    run,
+    small_net,
+)
 from click.testing import CliRunner
-from support.command import Call, Outcome
+from support.command import HANGS, Call
 from support.nets import Net
 
-from caffe_fold import __version__, cli, convert, weights_files
-
-Patch = pytest.MonkeyPatch
-
-POSIX = pytest.mark.skipif(os.name != "posix", reason="needs POSIX files and signals")
-
-INPUTS = {"net.prototxt", "net.caffemodel"}
-OUTPUTS = {"net_inference.prototxt", "net_inference.caffemodel"}
-
-
-def small_net() -> Net:
-    net = Net("small")
-    net.input("data", (1, 3, 6, 6))
-    net.conv("conv", "data", 3, 4)
-    net.batch_norm("bn", "conv", 4)
-    net.scale("scale", "conv", 4)
-    net.relu("relu", "conv")
-    return net
-
-
-def net_that_keeps_a_batch_norm() -> Net:
-    net = small_net()
-    net.batch_norm("bn2", "conv", 4, top="bn2")
-    net.relu("relu2", "bn2")
-    return net
+from caffe_fold import __version__, cli, convert
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     small_net().write(tmp_path)
     return tmp_path
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
-
-
-def files(folder: Path) -> list[str]:
-    return ["--model", str(folder / "net.prototxt"), "--weights", str(folder / "net.caffemodel")]
-
-
-Result = subprocess.CompletedProcess
-
-
-def run(
-    *arguments: str | Path, folder: Path | None = None, env: dict[str, str] | None = None
-) -> Result[str]:
-    """Run the real command in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "caffe_fold", *map(str, arguments)],
-        cwd=folder,
-        env={**environment(), **(env or {})},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
-def environment() -> dict[str, str]:
-    root = str(Path(cli.__file__).parents[1])
-    rest = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
-    return {**rest, "PYTHONPATH": root, "PYTHONIOENCODING": "utf-8"}
-
-
-def assert_refused(outcome: Outcome | Result[str], *parts: str, code: int = 2) -> None:
-    """An exit code, nothing on standard output, and one line that says all parts.
-
-    After Ctrl-C an empty line is before it, since the terminal has shown ``^C``.
-    """
-    if isinstance(outcome, subprocess.CompletedProcess):
-        outcome = Outcome(outcome.returncode, outcome.stdout, outcome.stderr)
-    assert outcome.code == code, outcome.err
-    assert outcome.out == ""
-    err = outcome.err.lstrip("\n") if code == 130 else outcome.err
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert "internal error" not in err
-    for part in parts:
-        assert part in err
 
 
 # ---- Commands and help ----
@@ -174,7 +109,11 @@ def test_help_and_version_import_nothing_heavy(option: str) -> None:
         "print([m for m in ('numpy', 'google.protobuf', 'h5py') if m in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=HANGS,
     )
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
@@ -182,7 +121,11 @@ def test_help_and_version_import_nothing_heavy(option: str) -> None:
 def test_importing_the_package_imports_nothing_heavy() -> None:
     code = "import sys, caffe_fold; print('numpy' in sys.modules, 'click' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=HANGS,
     )
     assert done.stdout == "False False\n"
 
@@ -217,7 +160,9 @@ def test_no_arguments_at_all_give_the_help(call: Call) -> None:
 
 # ---- Reports ----
 
+
 COUNTS = {"layers": int, "by_type": dict, "model_bytes": int, "weights_bytes": int}
+
 SCHEMA: dict[str, Any] = {
     "schema": int,
     "version": str,
@@ -347,423 +292,7 @@ def test_where_nothing_folds_both_files_are_the_inputs(tmp_path: Path, call: Cal
         assert old.read_bytes() == new.read_bytes()
 
 
-@pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}], ids=["piped", "NO_COLOR"])
-def test_no_colours_where_they_are_not_wanted(env: dict[str, str], folder: Path) -> None:
-    model = folder / "net.prototxt"
-    model.write_text(model.read_text().replace("num_output", "odd_field: 1 num_output"))
-    done = run(*files(folder), env=env)
-    assert done.returncode == 0
-    assert "\x1b" not in done.stdout + done.stderr
-    failed = run("--model", "x", "--weights", "y", env=env)
-    assert "\x1b" not in failed.stderr
-
-
-@POSIX
-@pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}], ids=["plain", "NO_COLOR"])
-def test_a_terminal_gets_colours_unless_it_does_not_want_them(
-    env: dict[str, str], folder: Path
-) -> None:
-    pty = pytest.importorskip("pty")
-    ours, theirs = pty.openpty()
-    subprocess.run(
-        [sys.executable, "-m", "caffe_fold", "--model", "x", "--weights", "y"],
-        env={**environment(), **env, "TERM": "xterm"},
-        stderr=theirs,
-        stdout=subprocess.DEVNULL,
-        timeout=60,
-        check=False,
-    )
-    os.close(theirs)
-    shown = os.read(ours, 10_000)
-    os.close(ours)
-    assert b"error: " in shown
-    assert (b"\x1b[" in shown) is not bool(env)
-
-
-# ---- Inputs that are something else ----
-
-
-def hdf5() -> bytes:
-    return b"\x89HDF\r\n\x1a\n" + b"\0" * 88
-
-
-def zipped() -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("net", "x")
-    return file.getvalue()
-
-
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 132735700\n"
-PAGE = b"\n\n  <!DOCTYPE html>\n<html><body>Not found</body></html>"
-OTHER_FILES = {
-    "git-lfs": (POINTER, "is a Git LFS pointer"),
-    "html": (PAGE, "is a saved web page"),
-    "json": (b'{"payload":{"rawBlob":"name: \\"net\\""}}', "is JSON, as the page of a code host"),
-    "empty": (b"", "is an empty file"),
-    "gzip": (gzip.compress(b"net"), "is a gzip archive"),
-    "zip": (zipped(), "is a zip archive"),
-}
-
-
-@pytest.mark.parametrize("kind", OTHER_FILES)
-@pytest.mark.parametrize("which", ["net.prototxt", "net.caffemodel"])
-def test_an_input_of_another_kind_is_named(kind: str, which: str, folder: Path, call: Call) -> None:
-    data, message = OTHER_FILES[kind]
-    (folder / which).write_bytes(data)
-    assert_refused(call(*files(folder)), f"{folder / which} {message}")
-    assert names(folder) == INPUTS
-
-
-def test_a_prototxt_as_weights(folder: Path, call: Call) -> None:
-    (folder / "net.caffemodel").write_bytes((folder / "net.prototxt").read_bytes())
-    assert_refused(call(*files(folder)), "net.caffemodel is a text file; expected a caffemodel")
-
-
-def test_a_caffemodel_as_prototxt(folder: Path, call: Call) -> None:
-    (folder / "net.prototxt").write_bytes((folder / "net.caffemodel").read_bytes())
-    assert_refused(call(*files(folder)), "net.prototxt is a binary file; expected a prototxt")
-
-
-def test_an_hdf5_file_as_prototxt(folder: Path, call: Call) -> None:
-    (folder / "net.prototxt").write_bytes(hdf5())
-    assert_refused(call(*files(folder)), "net.prototxt is an HDF5 file; expected a prototxt")
-
-
-def test_a_damaged_hdf5_file_as_weights(folder: Path, call: Call) -> None:
-    (folder / "net.caffemodel").write_bytes(hdf5())
-    assert_refused(call(*files(folder)), "net.caffemodel", "HDF5")
-    assert names(folder) == INPUTS
-
-
-def test_swapped_arguments(folder: Path, call: Call) -> None:
-    model, weights = folder / "net.prototxt", folder / "net.caffemodel"
-    assert_refused(call("--model", weights, "--weights", model), "the two arguments are swapped")
-
-
-def test_a_solver_prototxt(folder: Path, call: Call) -> None:
-    (folder / "net.prototxt").write_text('net: "train.prototxt"\nbase_lr: 0.1\n')
-    assert_refused(call(*files(folder)), "this is a solver prototxt", '"train.prototxt"')
-
-
-def test_a_truncated_caffemodel(folder: Path, call: Call) -> None:
-    weights = folder / "net.caffemodel"
-    weights.write_bytes(weights.read_bytes()[:-7])
-    assert_refused(call(*files(folder)), "net.caffemodel: byte ", "the file is truncated")
-
-
-def test_a_truncated_prototxt(folder: Path, call: Call) -> None:
-    model = folder / "net.prototxt"
-    model.write_bytes(model.read_bytes().rstrip()[:-1])
-    assert_refused(call(*files(folder)), f"{model}:", "Is it complete?")
-
-
-@pytest.mark.parametrize("which", ["net.prototxt", "net.caffemodel"])
-def test_an_input_that_is_missing_or_a_folder(which: str, folder: Path, call: Call) -> None:
-    (folder / which).unlink()
-    assert_refused(call(*files(folder)), f"{folder / which} cannot be read: No such file")
-    (folder / which).mkdir()
-    assert_refused(call(*files(folder)), f"{folder / which} is a folder")
-    assert names(folder) == INPUTS
-
-
-@POSIX
-@pytest.mark.parametrize("which", ["net.prototxt", "net.caffemodel"])
-def test_an_input_that_is_a_pipe_is_not_waited_for(which: str, folder: Path, call: Call) -> None:
-    (folder / which).unlink()
-    os.mkfifo(folder / which)
-    assert_refused(call(*files(folder)), f"{folder / which} is a pipe or device")
-
-
-def test_an_empty_path(folder: Path, call: Call) -> None:
-    said = "--model is an empty path; expected a file"
-    assert_refused(call("--model", "", "--weights", folder / "net.caffemodel"), said)
-
-
-def test_a_keep_that_names_no_blob(folder: Path, call: Call) -> None:
-    assert_refused(call(*files(folder), "--keep", "convv"), "no blob is named", "'conv'")
-
-
-# ---- Outputs ----
-
-
-def same_path(path: Path) -> Path:
-    return path
-
-
-def by_symlink(path: Path) -> Path:
-    link = path.with_name("link")
-    link.symlink_to(path)
-    return link
-
-
-def by_hardlink(path: Path) -> Path:
-    link = path.with_name("link")
-    os.link(path, link)
-    return link
-
-
-def by_way_round(path: Path) -> Path:
-    (path.parent / "sub").mkdir()
-    return path.parent / "sub" / ".." / path.name
-
-
-@POSIX
-@pytest.mark.parametrize("way", [same_path, by_symlink, by_hardlink, by_way_round])
-@pytest.mark.parametrize("option", ["--output-model", "--output-weights"])
-@pytest.mark.parametrize("which", ["net.prototxt", "net.caffemodel"])
-def test_an_output_that_is_an_input_is_refused(
-    which: str, option: str, way: Callable[[Path], Path], folder: Path, call: Call
-) -> None:
-    before = {name: (folder / name).read_bytes() for name in INPUTS}
-    outcome = call(*files(folder), option, way(folder / which))
-    assert_refused(outcome, "is an input")
-    assert names(folder) - {"link", "sub"} == INPUTS
-    assert all((folder / name).read_bytes() == data for name, data in before.items())
-
-
-def test_both_outputs_in_one_file_are_refused(folder: Path, call: Call) -> None:
-    (folder / "sub").mkdir()
-    paths = ("--output-model", folder / "x", "--output-weights", folder / "sub" / ".." / "x")
-    assert_refused(call(*files(folder), *paths), "is given for both outputs")
-    assert names(folder) == INPUTS | {"sub"}
-
-
-@pytest.mark.parametrize("option", ["--output-model", "--output-weights"])
-def test_an_output_in_a_folder_that_is_not_there(option: str, folder: Path, call: Call) -> None:
-    outcome = call(*files(folder), option, folder / "no" / "x")
-    assert_refused(outcome, "cannot be written: there is no folder", str(folder / "no"))
-    assert_refused(call(*files(folder), option, folder), "is a folder; give the output file's path")
-    assert names(folder) == INPUTS
-
-
-@POSIX
-def test_an_output_that_is_a_device_is_not_replaced(folder: Path, call: Call) -> None:
-    os.mkfifo(folder / "pipe")
-    outcome = call(*files(folder), "--output-model", folder / "pipe")
-    assert_refused(outcome, "is no regular file")
-    assert stat.S_ISFIFO((folder / "pipe").stat().st_mode)
-
-
-@pytest.mark.parametrize("failing", [1, 2])
-def test_a_folder_that_cannot_be_written_to(
-    failing: int, folder: Path, call: Call, monkeypatch: Patch
-) -> None:
-    """Of the two files the second may be the one that fails."""
-    calls = 0
-    right = os.open
-
-    def refuse(path: Any, flags: int, *mode: int) -> int:
-        nonlocal calls
-        calls += flags & os.O_CREAT != 0
-        if flags & os.O_CREAT and calls == failing:
-            raise PermissionError(13, "Permission denied", str(folder / "x"))
-        return right(path, flags, *mode)
-
-    monkeypatch.setattr(os, "open", refuse)
-    assert_refused(call(*files(folder)), "cannot be written: Permission denied")
-    assert names(folder) == INPUTS
-
-
-@POSIX
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write")
-def test_a_folder_that_really_cannot_be_written_to(folder: Path, call: Call) -> None:
-    folder.chmod(0o500)
-    try:
-        assert_refused(call(*files(folder)), "cannot be written: Permission denied")
-    finally:
-        folder.chmod(0o700)
-
-
-def test_a_full_disk(folder: Path, call: Call, monkeypatch: Patch) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(weights_files, "write_parts", fail)
-    assert_refused(call(*files(folder)), "cannot be written: No space left on device")
-    assert names(folder) == INPUTS
-
-
-def test_existing_outputs_are_replaced(folder: Path, call: Call) -> None:
-    for name in OUTPUTS:
-        (folder / name).write_bytes(b"old" * 10_000)
-    assert call(*files(folder)).code == 0
-    first = {name: (folder / name).read_bytes() for name in OUTPUTS}
-    assert all(b"oldold" not in data for data in first.values())
-    assert call(*files(folder)).code == 0
-    assert first == {name: (folder / name).read_bytes() for name in OUTPUTS}
-    assert names(folder) == INPUTS | OUTPUTS
-
-
-@POSIX
-@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
-def test_the_outputs_modes_follow_the_umask(umask: int, folder: Path, call: Call) -> None:
-    old = os.umask(umask)
-    try:
-        assert call(*files(folder)).code == 0
-    finally:
-        os.umask(old)
-    for name in OUTPUTS:
-        assert stat.S_IMODE((folder / name).stat().st_mode) == 0o666 & ~umask
-
-
-@POSIX
-def test_a_link_as_output_is_replaced_and_not_followed(folder: Path, call: Call) -> None:
-    (folder / "target").write_bytes(b"mine")
-    (folder / "net_inference.prototxt").symlink_to(folder / "target")
-    assert call(*files(folder)).code == 0
-    assert (folder / "target").read_bytes() == b"mine"
-
-
-def test_a_long_name_that_the_system_takes_is_taken(folder: Path, call: Call) -> None:
-    name = "\u7db2" * 85  # 255 bytes
-    done = call(*files(folder), "--output-model", folder / name)
-    assert done.code == 0, done.err
-    assert name in names(folder)
-
-
 # ---- Interruptions ----
-
-
-@pytest.mark.parametrize("step", ["rewrite_prototxt", "write_parts", "check_values"])
-def test_ctrl_c_leaves_nothing(step: str, folder: Path, call: Call, monkeypatch: Patch) -> None:
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    home = weights_files if step == "write_parts" else convert
-    monkeypatch.setattr(home, step, interrupt)
-    assert_refused(call(*files(folder)), "interrupted; nothing was written", code=130)
-    assert names(folder) == INPUTS
-
-
-@pytest.mark.parametrize("old", [False, True])
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(5, "Input/output error")])
-def test_a_failure_between_the_two_renames_leaves_what_was_there(
-    error: BaseException, old: bool, folder: Path, call: Call, monkeypatch: Patch
-) -> None:
-    right = os.replace
-    for name in OUTPUTS if old else ():
-        (folder / name).write_bytes(b"old")
-
-    def fail(source: Any, target: Any) -> None:
-        if str(target).endswith(".prototxt") and str(source).endswith(".tmp"):
-            raise error
-        right(source, target)
-
-    monkeypatch.setattr(os, "replace", fail)
-    outcome = call(*files(folder))
-    is_interrupt = isinstance(error, KeyboardInterrupt)
-    said = "nothing was written" if is_interrupt else "net_inference.prototxt cannot be written: "
-    assert_refused(outcome, said, code=130 if is_interrupt else 2)
-    assert names(folder) == INPUTS | (OUTPUTS if old else set())
-    assert all((folder / name).read_bytes() == b"old" for name in OUTPUTS if old)
-
-
-INTERRUPTED = """
-import os, signal, sys
-from caffe_fold import __main__, weights_files
-number = int(sys.argv.pop())
-write_parts = weights_files.write_parts
-
-def write_and_wait(*arguments):
-    write_parts(*arguments)
-    os.kill(os.getpid(), number)
-    signal.pause()
-
-weights_files.write_parts = write_and_wait
-__main__.main()
-"""
-
-
-def interrupted(folder: Path, number: int) -> Result[str]:
-    """Fold in a process that sends itself a signal when both files are written."""
-    return subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, *files(folder), str(int(number))],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
-@POSIX
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_nothing(number: int, folder: Path) -> None:
-    assert_refused(interrupted(folder, number), "interrupted; nothing was written", code=130)
-    assert names(folder) == INPUTS
-
-
-@POSIX
-def test_a_kill_leaves_no_prototxt(folder: Path) -> None:
-    assert interrupted(folder, 9).returncode == -9
-    assert not names(folder) & OUTPUTS
-
-
-AFTERWARDS = """
-import os, signal, sys
-from caffe_fold import __main__
-right = os.replace
-
-def replace(source, target):
-    right(source, target)
-    if target.endswith(".prototxt"):
-        os.kill(os.getpid(), signal.SIGINT)
-
-os.replace = replace
-__main__.main()
-"""
-
-
-@POSIX
-def test_an_interrupt_after_the_pair_has_its_names_says_so(folder: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", AFTERWARDS, *files(folder)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    there = " and ".join(str(folder / f"net_inference.{end}") for end in ("prototxt", "caffemodel"))
-    assert_refused(done, f"interrupted; {there} are written", code=130)
-    assert names(folder) == INPUTS | OUTPUTS
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-@pytest.mark.parametrize("option", [[], ["--json"], ["--strict"]])
-def test_a_report_that_cannot_be_printed_is_exit_4_and_says_what_is_written(
-    option: list[str], folder: Path
-) -> None:
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "caffe_fold", *files(folder), *option],
-            env=environment(),
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=60,
-        )
-    assert done.returncode == 4
-    assert "error: standard output cannot be written to: No space left" in done.stderr
-    assert done.stderr.endswith("net_inference.caffemodel are written\n")
-    assert done.stderr.count("\n") == 1
-    assert names(folder) == INPUTS | OUTPUTS
-
-
-@POSIX
-def test_a_reader_that_goes_away_is_no_error(folder: Path) -> None:
-    read, write = os.pipe()
-    os.close(read)
-    done = subprocess.run(
-        [sys.executable, "-m", "caffe_fold", *files(folder)],
-        env=environment(),
-        stdout=write,
-        stderr=subprocess.PIPE,
-        timeout=60,
-        check=False,
-    )
-    os.close(write)
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert names(folder) == INPUTS | OUTPUTS
 
 
 def test_an_internal_error_is_one_line(folder: Path, call: Call, monkeypatch: Patch) -> None:
@@ -784,21 +313,6 @@ def test_a_net_nested_deep_is_no_internal_error(folder: Path, call: Call) -> Non
     model = folder / "net.prototxt"
     model.write_bytes(model.read_bytes() + b"a {" * 50_000 + b"}" * 50_000)
     assert call(*files(folder)).code == 0
-
-
-def test_names_in_other_encodings_are_printed_safely(tmp_path: Path, call: Call) -> None:
-    small_net().write(tmp_path)
-    for kind, old, new in (
-        ("prototxt", b'"conv"', b'"c\xb5\\033["'),
-        ("caffemodel", b"\x04conv", b"\x04c\xb5\x1b["),
-    ):
-        path = tmp_path / f"net.{kind}"
-        path.write_bytes(path.read_bytes().replace(old, new))
-    done = call(*files(tmp_path))
-    assert (done.code, done.err) == (0, "")
-    assert "folded   c\\xb5\\x1b[ (Convolution)" in done.out
-    assert json.loads(call(*files(tmp_path), "--json").out)["folded"][0]["layer"] == "c\\xb5\\x1b["
-    assert b'"c\xb5\\033["' in (tmp_path / "net_inference.prototxt").read_bytes()
 
 
 # ---- States and the other options, as they come through ----
@@ -875,58 +389,3 @@ def test_the_runner_of_click_sees_the_same(folder: Path) -> None:
     result = CliRunner().invoke(cli.cli, [*files(folder), "--json"])
     assert result.exit_code == 0
     assert json.loads(result.stdout)["written"] is True
-
-
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
-def test_names_that_the_output_has_no_letters_for_are_printed(
-    tmp_path: Path, encoding: str
-) -> None:
-    net = Net()
-    net.input("data", (1, 3, 4, 4))
-    net.conv("conv\u4e2d", "data", 3, 4)
-    net.batch_norm("bn", "conv\u4e2d", 4)
-    model, weights = map(str, net.write(tmp_path))
-    done = subprocess.run(
-        [sys.executable, "-m", "caffe_fold", "--model", model, "--weights", weights],
-        env={**environment(), "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
-        capture_output=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert b"conv\\u4e2d" in done.stdout or encoding == "ascii"
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
-@pytest.mark.parametrize("command", [["inspect"], ["fold", "--dry-run"]])
-def test_a_page_that_is_written_is_told_of_where_nothing_can_be_printed(
-    folder: Path, command: list[str]
-) -> None:
-    pytest.importorskip("jinja2")
-    page = str(folder / "page.html")
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "caffe_fold", *command, *files(folder), "--html", page],
-            env=environment(),
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-    assert done.returncode == 4
-    assert "page.html is written" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
-def test_help_that_cannot_be_printed_is_one_line() -> None:
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "caffe_fold", "--help"],
-            env=environment(),
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-    assert done.returncode == 2
-    assert done.stderr == "error: the system refuses: No space left on device\n"

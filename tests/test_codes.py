@@ -8,7 +8,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import caffe_fold
+
+pytestmark = pytest.mark.any_version
 
 PACKAGE = Path(caffe_fold.__file__).parent
 TESTS = Path(__file__).parent

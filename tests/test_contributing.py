@@ -10,9 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support.command import unwatched
 
 from caffe_fold import __version__
+
+pytestmark = pytest.mark.any_version
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "caffe_fold"

@@ -159,18 +159,18 @@ def steps_of_a_fold(net: Net, folder: Path) -> int:
 
 @pytest.mark.parametrize("case", NETS)
 def test_as_many_more_layers_take_as_many_more_steps(case: str, tmp_path: Path) -> None:
-    """A loop over all layers for each of them, however short, takes 1.04 times as many."""
+    """A loop over all layers for each of them, however short, takes 1.017 times as many."""
     steps_of_a_fold(NETS[case](5), tmp_path)  # what is done once for all folds
-    one, two, three = (steps_of_a_fold(NETS[case](n), tmp_path) for n in (42, 84, 126))
-    assert two - one > 42 * 20
-    assert three - two < 1.03 * (two - one)
+    one, two, three = (steps_of_a_fold(NETS[case](n), tmp_path) for n in (18, 36, 54))
+    assert two - one > 18 * 20
+    assert three - two < 1.012 * (two - one)
 
 
 BIG: dict[str, tuple[Callable[[int], Net], int]] = {
-    "a fan": (fan, 2000),
-    "siamese branches": (siamese, 200),
-    "siamese branches that are refused": (siamese_refused, 200),
-    "a chain": (chain, 3000),
+    "a fan": (fan, 500),
+    "siamese branches": (siamese, 100),
+    "siamese branches that are refused": (siamese_refused, 100),
+    "a chain": (chain, 900),
 }
 
 
@@ -215,7 +215,7 @@ def test_repeated_names_of_entries_are_read_once_each(
     bn(net, "bn", "c", "y")
     reads = counted(monkeypatch, wire, "_pread")
     found = []
-    for count in (5_000, 20_000):
+    for count in (2_000, 8_000):
         model, weights = net.write(tmp_path)
         with weights.open("ab") as file:
             file.write(run(100, run(1, name.encode()) + run(2, b"Split")) * count)

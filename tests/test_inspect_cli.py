@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.command import Call
+from support.command import HANGS, Call, all_shown
 from support.nets import Net
 
 import caffe_fold
@@ -148,16 +148,7 @@ def terminal(folder: Path, *arguments: str, **env: str) -> str:
         env={**base, "PYTHONPATH": root, "TERM": "xterm-256color", **env},
     ) as process:
         os.close(theirs)
-        out = b""
-        while True:
-            try:
-                part = os.read(ours, 1 << 16)
-            except OSError:
-                break
-            if not part:
-                break
-            out += part
-        os.close(ours)
+        out = all_shown(ours)
     assert process.returncode == 0
     return out.decode()
 
@@ -200,7 +191,7 @@ def test_a_reader_that_goes_away_is_no_error(more: list[str], tmp_path: Path) ->
         env={**os.environ, "PYTHONPATH": root},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANGS,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("\n") == 1
@@ -236,7 +227,7 @@ def test_inspecting_imports_no_page_and_no_rich(folder: Path) -> None:
         env={**os.environ, "PYTHONPATH": root},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANGS,
     )
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 

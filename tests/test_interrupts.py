@@ -1,6 +1,6 @@
 """Ctrl-C and SIGTERM at the ends of a run: while modules are imported, and after the work.
 
-In between they are in test_cli and test_faults.
+In between they are in test_cli_interrupts and test_faults_kills.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.command import HANGS
 from support.nets import Net
 
 import caffe_fold
@@ -43,7 +44,7 @@ def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PYTHONPATH": str(Path(caffe_fold.__file__).parents[1])},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANGS,
     )
 
 

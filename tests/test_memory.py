@@ -91,11 +91,11 @@ def peak_of(net: Net, folder: Path, more: bytes = b"") -> tuple[int, int]:
 @pytest.mark.parametrize(
     ("build", "megabytes"),
     [
-        (many_layers, (8, 64)),
-        (one_big_layer, (8, 64)),
+        (many_layers, (8, 32)),
+        (one_big_layer, (8, 32)),
         (one_big_transposed_layer, (8, 24)),
         (one_big_deconvolution, (8, 24)),
-        (copied_values, (8, 64)),
+        (copied_values, (8, 32)),
     ],
 )
 def test_a_net_many_times_as_big_takes_no_more(

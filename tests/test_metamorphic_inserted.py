@@ -19,6 +19,8 @@ from support.nets import Net, NetLayer
 
 import caffe_fold
 
+pytestmark = pytest.mark.any_version
+
 QUICK = settings(
     deadline=None,
     derandomize=True,

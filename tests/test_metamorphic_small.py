@@ -16,6 +16,8 @@ from support.nets import Net
 
 import caffe_fold
 
+pytestmark = pytest.mark.any_version
+
 QUICK = settings(
     deadline=None,
     derandomize=True,

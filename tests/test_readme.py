@@ -167,6 +167,7 @@ def test_extras_are_there() -> None:
     assert [name for name in named if f"\n{name} = [\n" not in project] == []
 
 
+@pytest.mark.any_version
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_a_script_says_how_it_is_used(path: Path) -> None:
     done = subprocess.run(

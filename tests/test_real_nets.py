@@ -127,7 +127,7 @@ REAL = {
         "retinaface_mnet_nnie",
         "mnet.prototxt",
         "mnet.caffemodel",
-        inputs={"data": (1, 3, 256, 320)},
+        inputs={"data": (1, 3, 128, 160)},
     ),
     "v1_cifar10_quick": Real(
         "v1_cifar10_quick",
@@ -146,14 +146,14 @@ REAL = {
         "yolov3_lite_tusimple",
         "mobilenet_yolov3_lite_deploy.prototxt",
         "mobilenet_yolov3_lite_deploy_iter_50000.caffemodel",
-        inputs={"data": (1, 3, 192, 256)},
+        inputs={"data": (1, 3, 96, 128)},
     ),
     "yolov3_lite_tusimple_train": Real(
         "yolov3_lite_tusimple",
         "mobilenet_yolov3_lite_train.prototxt",
         "mobilenet_yolov3_lite_deploy_iter_50000.caffemodel",
         # Its data layers are of the TRAIN phase, and its losses read their labels.
-        inputs={"data": (1, 3, 192, 256), "seg_label": (1, 1, 192, 256), "label": (1,)},
+        inputs={"data": (1, 3, 96, 128), "seg_label": (1, 1, 96, 128), "label": (1,)},
         evaluator=types("YoloSeg"),
         caffe=types("YoloSeg"),
         opencv=types("YoloSeg Reduction Silence"),

@@ -199,13 +199,6 @@ class Case:
     folder: Path
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Give a folder that is gone at once: the weights of all nets take gigabytes."""
-    with tempfile.TemporaryDirectory(prefix="caffe-fold-test-") as name:
-        yield Path(name)
-
-
 def fold(name: str, folder: Path) -> Case:
     """Make weights for a prototxt and fold it."""
     real, path = REAL[name], path_of(name)
@@ -221,6 +214,14 @@ def fold(name: str, folder: Path) -> Case:
     folded = Net(folder / "folded.prototxt", folder / "folded.caffemodel")
     report = caffe_fold.fold(path, original.caffemodel, folded.prototxt, folded.caffemodel)
     return Case(real, original, folded, report, folder)
+
+
+@pytest.fixture(scope="module", params=REAL)
+def case(request: pytest.FixtureRequest) -> Iterator[Case]:
+    """A net for all of its tests, which come one after another; then its folder goes, since the
+    weights of all nets take gigabytes."""
+    with tempfile.TemporaryDirectory(prefix="caffe-fold-test-") as folder:
+        yield fold(request.param, Path(folder))
 
 
 def check_what_is_left(case: Case) -> None:
@@ -275,9 +276,7 @@ def nets_for(case: Case, known: frozenset[str], unknown: set[str]) -> tuple[list
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", REAL)
-def test_it_folds_with_made_weights(name: str, folder: Path) -> None:
-    case = fold(name, folder)
+def test_it_folds_with_made_weights(case: Case) -> None:
     check_what_is_left(case)
     check_text(case.original, case.folded, case.report)
     check_weights(case.original, case.folded, case.report)
@@ -293,9 +292,8 @@ def test_it_folds_with_made_weights(name: str, folder: Path) -> None:
 
 @pytest.mark.oracle
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CAFFE_RUNS)
-def test_real_caffe_finds_the_same_values(name: str, folder: Path) -> None:
-    case = fold(name, folder)
+@pytest.mark.parametrize("case", CAFFE_RUNS, indirect=True)
+def test_real_caffe_finds_the_same_values(case: Case) -> None:
     nets, inputs = nets_for(case, CAFFE, set())
     try:
         before, after = by_caffe(nets, inputs)
@@ -306,9 +304,8 @@ def test_real_caffe_finds_the_same_values(name: str, folder: Path) -> None:
 
 @pytest.mark.oracle
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OPENCV_RUNS)
-def test_opencv_finds_the_same_values(name: str, folder: Path) -> None:
-    case = fold(name, folder)
+@pytest.mark.parametrize("case", OPENCV_RUNS, indirect=True)
+def test_opencv_finds_the_same_values(case: Case) -> None:
     nets, inputs = nets_for(case, OPENCV, set())
     try:
         before, after = (by_opencv(net, inputs) for net in nets)

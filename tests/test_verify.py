@@ -409,7 +409,7 @@ def trained(folder: Path) -> tuple[Path, Path]:
 
 def test_weights_in_hdf5_are_verified(tmp_path: Path) -> None:
     pytest.importorskip("h5py", reason="h5py is not installed.")
-    from test_hdf5 import write_h5
+    from hdf5_files import write_h5
 
     net = chain()
     prototxt, _ = net.write(tmp_path)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from .command import HANGS
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = (
     "--no-sandbox",
@@ -27,6 +29,8 @@ def browser() -> Iterator[object]:
         pytest.skip("there is no Chromium on the PATH")
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=path, args=list(ARGUMENTS))
+        found = driver.chromium.launch(
+            executable_path=path, args=list(ARGUMENTS), timeout=HANGS * 1000
+        )
         yield found
         found.close()

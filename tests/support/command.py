@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -13,6 +14,9 @@ from typing import Protocol
 import pytest
 
 from caffe_fold import cli
+
+HANGS = 600
+"""Seconds, after which a process hangs for certain, however slow and loaded the machine is."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,16 @@ def caller(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         return Outcome(caught.value.code, *capsys.readouterr())
 
     return run_main
+
+
+def all_shown(terminal: int) -> bytes:
+    """What was written to a terminal until its other end was closed; closes this one."""
+    shown = b""
+    with contextlib.suppress(OSError):  # its end, on Linux
+        while data := os.read(terminal, 65536):
+            shown += data
+    os.close(terminal)
+    return shown
 
 
 def unwatched() -> dict[str, str]:
