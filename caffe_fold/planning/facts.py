@@ -312,9 +312,7 @@ class Facts:
             )
         blobs = entries[0].blobs
         for other in entries[1:]:
-            if len(other.blobs) != len(blobs) or not all(
-                map(self.model.same_values, blobs, other.blobs)
-            ):
+            if not self.model.same_blobs(blobs, other.blobs):
                 raise Refused(
                     "duplicate-weights",
                     f"the weights hold {len(entries)} layers of its name with different blobs",

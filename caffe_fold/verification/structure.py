@@ -154,10 +154,7 @@ class _Comparison:
         one, other = self.b.entry(new), self.a.entry(old)
         if one is None or other is None:
             return one is other
-        return len(one.blobs) == len(other.blobs) and all(
-            self.b.caffemodel.same_values(x, y, self.a.caffemodel)
-            for x, y in zip(one.blobs, other.blobs)
-        )
+        return self.b.caffemodel.same_blobs(one.blobs, other.blobs, self.a.caffemodel)
 
     def _outputs(self) -> Iterator[str]:
         """Each output of the original must be written under its name, but for those of
