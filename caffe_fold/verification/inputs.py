@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from caffe_fold.choices import CHANNEL_ORDERS
 from caffe_fold.errors import EngineMissing, InputError, Path, reading, show
 from caffe_fold.hints import closest
+from caffe_fold.layers.affine import Refused
 from caffe_fold.layers.linear import LINEAR
 from caffe_fold.verification.fields import fields_of
 from caffe_fold.verification.opencv import quiet
@@ -106,8 +107,6 @@ def _of_data_layer(side: Side, value: int, batch: int) -> Shape | None:
 
 
 def _read_channels(side: Side, value: int) -> int | None:
-    from caffe_fold.layers.affine import Refused
-
     for at, _ in side.graph.readers[value]:
         try:
             return side.facts.linear(at).layout.inputs

@@ -21,8 +21,8 @@ from caffe_fold.verification.result import Coverage, Skipped, Verification
 from caffe_fold.verification.run_parts import in_parts
 from caffe_fold.verification.session import Outcome, Session, measure, run_section
 from caffe_fold.verification.sides import Files, Side, open_side
+from caffe_fold.verification.standard import kind_to_run, may_be_misread, standard_type
 from caffe_fold.verification.structure import differences
-from caffe_fold.verification.text import kind_to_run, may_be_misread, standard_type
 
 __all__ = ["verify"]
 
