@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from caffe_fold.errors import show
 from caffe_fold.layers.affine_map import Array, Refused
 from caffe_fold.nets.net import Layer
+from caffe_fold.planning.facts import LinearLayer
 from caffe_fold.planning.plan import Fold
 from caffe_fold.scratch import scratch
 from caffe_fold.weights.blob import Storage
 from caffe_fold.weights.caffemodel import Caffemodel
 from caffe_fold.writing.arithmetic import Folding, blocks
 
-__all__ = ["Blocked", "FoldedValues", "rounded_vector"]
+__all__ = ["Blocked", "FoldedValues", "rounded_vector", "weight_blocks"]
 
 Chunk = NDArray[Any]
 
@@ -33,6 +34,15 @@ class Blocked(Exception):
         super().__init__(sentence)
         self.layer_index = layer.index
         self.refusal = Refused(code, sentence)
+
+
+def weight_blocks(model: Caffemodel, layer: LinearLayer) -> Iterator[tuple[Array, int, int]]:
+    """The weights of a layer in float64, a block (rows, cols) at a time, with the row and the
+    column at which it begins; in memory that the next block takes."""
+    for row, rows, col, cols in blocks(layer.layout):
+        start = row * layer.layout.cols + col
+        values = model.block(layer.weight, start, start + rows * cols)
+        yield values.reshape(rows, cols), row, col
 
 
 class FoldedValues:
@@ -57,13 +67,10 @@ class FoldedValues:
         takes."""
         self._start()
         layout = self.folding.layout
-        for row, rows, col, cols in blocks(layout):
-            start = row * layout.cols + col
-            values = self.model.block(self.fold.linear.weight, start, start + rows * cols)
-            block = values.reshape(rows, cols)
+        for block, row, col in weight_blocks(self.model, self.fold.linear):
             self.folding.add_shift_sums(self.shift_sums, block, row, col)
             folded = self.folding.weights(block, row, col)
-            rounded = scratch("rounded", folded.size, self.storage.dtype).reshape(rows, cols)
+            rounded = scratch("rounded", folded.size, self.storage.dtype).reshape(folded.shape)
             _round(folded, rounded, self.fold.linear.layer, "weights")
             if self.storage is Storage.HALF:
                 layout.add_per_output(self.size, np.abs(folded), row, col)
