@@ -26,6 +26,9 @@ from caffe_fold.verification.structure import differences
 
 __all__ = ["verify"]
 
+# How an engine's refusal begins where it lacks a layer, and no input would help.
+_UNKNOWN = "it does not know"
+
 
 def verify(
     model: Path,
@@ -133,10 +136,6 @@ def verify(
         return result
 
 
-# How an engine's refusal begins where it lacks a layer, and no input would help.
-UNKNOWN = "it does not know"
-
-
 @contextlib.contextmanager
 def _folder() -> Iterator[FilePath]:
     with tempfile.TemporaryDirectory(prefix="caffe-fold.") as name:
@@ -175,7 +174,7 @@ def _verify(session: Session, engines: Sequence[Engine], rounds: int) -> Verific
                 continue
             return _result(session, matching, outcome, rounds, [])
     if (session.wanted.source or session.wanted.shapes) and not orphans:
-        misfits = [reason for reason in reasons if UNKNOWN not in reason]
+        misfits = [reason for reason in reasons if _UNKNOWN not in reason]
         if misfits:
             raise InputError(f"the net does not run with the input given: {misfits[0]}")
     outcome = in_parts(session, engines, matching, shapes, reasons)
@@ -202,7 +201,7 @@ def _run_whole(
             complaint = error
     unknown = sorted(types - engine.known())
     if unknown:
-        raise EngineError(f"{UNKNOWN} {', '.join(map(show, unknown[:5]))}")
+        raise EngineError(f"{_UNKNOWN} {', '.join(map(show, unknown[:5]))}")
     if complaint is not None and all(map(_is_standard, sides)):
         raise complaint
     return run_section(session, engine, section, "net", as_is=False)
