@@ -70,10 +70,10 @@ def equalize_weights(
         target = os.path.join(scratch, "equalized")
         with opened_weights(weights, kind, graph, scratch) as file, file.open() as model:
             files = _Files(graph, model, file, target, threads)
-            plan, checked = _written(files, kept, check)
-        if plan.chains:
+            equalizing, checked = _written(files, kept, check)
+        if equalizing.chains:
             os.replace(target, weights)
-    return plan.result._replace(checked=checked)
+    return equalizing.result._replace(checked=checked)
 
 
 class _Files(NamedTuple):
@@ -101,23 +101,23 @@ def _written(files: _Files, kept: Sequence[int], check: bool) -> tuple[_Equalizi
     blocked: dict[int, Refused] = {}
     while True:
         try:
-            plan = _planned(graph, model, kept, blocked)
-            if plan.chains:
-                parts = list(rewrite_caffemodel(model, graph, plan.plan, _CHOICES))
+            equalizing = _planned(graph, model, kept, blocked)
+            if equalizing.chains:
+                parts = list(rewrite_caffemodel(model, graph, equalizing.plan, _CHOICES))
                 file.write(model, parts, target, graph, threads)
-            return plan, _prove(files, plan) if check and plan.chains else None
+            return equalizing, _prove(files, equalizing) if check and equalizing.chains else None
         except Blocked as found:
             if found.layer_index in blocked:
                 raise CheckError(f"equalising does not settle: {found}") from found
             blocked[found.layer_index] = found.refusal
 
 
-def _prove(files: _Files, plan: _Equalizing) -> Checked:
+def _prove(files: _Files, equalizing: _Equalizing) -> Checked:
     graph, model, file, target, threads = files
     try:
         with file.reopen(target, graph) as written:
             facts = Facts(graph, written)
-            return check_equalized(plan.plan, plan.chains, model, facts, threads)
+            return check_equalized(equalizing.plan, equalizing.chains, model, facts, threads)
     except (InputError, Refused) as error:
         raise CheckError(f"what was written cannot be read again: {error}") from error
 
