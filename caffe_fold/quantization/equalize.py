@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ from caffe_fold.quantization.result import Equalized, EqualizedPair, LayerRange,
 from caffe_fold.report import Checked
 from caffe_fold.weights.caffemodel import Caffemodel
 from caffe_fold.weights_files import WeightsFile, opened_weights
-from caffe_fold.writing.folded_values import Blocked
+from caffe_fold.writing.folded_values import Blocked, until_unblocked
 from caffe_fold.writing.rewrite_caffemodel import rewrite_caffemodel
 
 __all__ = ["equalize_weights"]
@@ -96,20 +96,17 @@ class _Equalizing(NamedTuple):
 
 def _written(files: _Files, kept: Sequence[int], check: bool) -> tuple[_Equalizing, Checked | None]:
     """Plan, write and prove; where computing shows that a layer's new weights do not fit their
-    number type, plan anew without it. Each turn leaves one layer more, so this ends."""
+    number type, plan anew without it."""
     graph, model, file, target, threads = files
-    blocked: dict[int, Refused] = {}
-    while True:
-        try:
-            equalizing = _planned(graph, model, kept, blocked)
-            if equalizing.chains:
-                parts = list(rewrite_caffemodel(model, graph, equalizing.plan, _CHOICES))
-                file.write(model, parts, target, graph, threads)
-            return equalizing, _prove(files, equalizing) if check and equalizing.chains else None
-        except Blocked as found:
-            if found.layer_index in blocked:
-                raise CheckError(f"equalising does not settle: {found}") from found
-            blocked[found.layer_index] = found.refusal
+
+    def attempt(blocked: dict[int, Refused]) -> tuple[_Equalizing, Checked | None]:
+        equalizing = _planned(graph, model, kept, blocked)
+        if equalizing.chains:
+            parts = list(rewrite_caffemodel(model, graph, equalizing.plan, _CHOICES))
+            file.write(model, parts, target, graph, threads)
+        return equalizing, _prove(files, equalizing) if check and equalizing.chains else None
+
+    return until_unblocked("equalising", attempt)
 
 
 def _prove(files: _Files, equalizing: _Equalizing) -> Checked:
@@ -126,10 +123,10 @@ def _prove(files: _Files, equalizing: _Equalizing) -> Checked:
 
 
 def _planned(
-    graph: Graph, model: Caffemodel, kept: Sequence[int], blocked: Mapping[int, Refused]
+    graph: Graph, model: Caffemodel, kept: Sequence[int], blocked: dict[int, Refused]
 ) -> _Equalizing:
     """Find pairs and factors; raises Blocked for a layer whose weights are not finite."""
-    pairs, left = Pairs(Facts(graph, model, _CHOICES, dict(blocked)), kept).find()
+    pairs, left = Pairs(Facts(graph, model, _CHOICES, blocked), kept).find()
     found: list[tuple[Pair, ...]] = []
     folds: list[Fold] = []
     done: list[EqualizedPair] = []

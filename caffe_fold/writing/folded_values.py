@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Callable, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from caffe_fold.errors import show
+from caffe_fold.errors import CheckError, show
 from caffe_fold.layers.affine_map import Array, Refused
 from caffe_fold.nets.net import Layer
 from caffe_fold.planning.facts import LinearLayer
@@ -18,9 +18,11 @@ from caffe_fold.weights.blob import Storage
 from caffe_fold.weights.caffemodel import Caffemodel
 from caffe_fold.writing.arithmetic import Folding, blocks
 
-__all__ = ["Blocked", "FoldedValues", "rounded_vector", "weight_blocks"]
+__all__ = ["Blocked", "FoldedValues", "rounded_vector", "until_unblocked"]
+__all__ += ["weight_blocks"]
 
 Chunk = NDArray[Any]
+T = TypeVar("T")
 
 # Rounding to half loses this part of a number; what underflows loses more.
 _HALF_ROUNDING = float(np.finfo(np.float16).eps) / 2 * (1 + 1e-9)
@@ -34,6 +36,23 @@ class Blocked(Exception):
         super().__init__(sentence)
         self.layer_index = layer.index
         self.refusal = Refused(code, sentence)
+
+
+def until_unblocked(what: str, attempt: Callable[[dict[int, Refused]], T]) -> T:
+    """Plan and compute, by ``attempt``; where that raises Blocked, do so anew with the layer
+    refused. It gets all such refusals, by layer index in the file, one more at each turn, so
+    this ends.
+
+    :raises CheckError: if a layer is blocked that was refused already; it says ``what``.
+    """
+    blocked: dict[int, Refused] = {}
+    while True:
+        try:
+            return attempt(blocked)
+        except Blocked as found:
+            if found.layer_index in blocked:
+                raise CheckError(f"{what} does not settle: {found}") from found
+            blocked = {**blocked, found.layer_index: found.refusal}
 
 
 def weight_blocks(model: Caffemodel, layer: LinearLayer) -> Iterator[tuple[Array, int, int]]:
