@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffe_fold.choices import Choices
-from caffe_fold.errors import CheckError, InputError, show
+from caffe_fold.errors import CheckError, InputError
 from caffe_fold.layers.affine import AFFINE, AffineMap, Constants, Refused
 from caffe_fold.named import NamedTuple
 from caffe_fold.nets.graph import Graph
@@ -238,7 +238,7 @@ def _balance(maxima: Sequence[Maxima], factors: Sequence[Array], at: int) -> Bal
 def _in_balance(pair: Pair, found: Balance) -> Left:
     """Why a pair gets no factors."""
     layer, other = pair.first.layer, pair.second.layer
-    described = f"layer '{show(other.name)}' ({show(other.type)})"
+    described = f"layer {other.described}"
     if found.zero == found.channels:
         return Left(
             layer,

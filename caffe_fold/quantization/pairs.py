@@ -234,8 +234,7 @@ class Pairs:
                 raise Refused("blob-name", f"another blob has the name '{show(name)}', too")
 
     def _described(self, at: int) -> str:
-        layer = self.graph.layers[at]
-        return f"'{show(layer.name)}' ({show(layer.type)})"
+        return self.graph.layers[at].described
 
 
 class _Outside:

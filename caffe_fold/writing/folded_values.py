@@ -8,7 +8,7 @@ from typing import Any, Callable, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from caffe_fold.errors import CheckError, show
+from caffe_fold.errors import CheckError
 from caffe_fold.layers.affine_map import Array, Refused
 from caffe_fold.nets.net import Layer
 from caffe_fold.planning.facts import LinearLayer
@@ -32,7 +32,7 @@ class Blocked(Exception):
     """Computing found what planning could not see: a layer whose fold is to be refused."""
 
     def __init__(self, layer: Layer, code: str, why: str) -> None:
-        sentence = f"layer '{show(layer.name)}' ({show(layer.type)}) cannot get new weights: {why}"
+        sentence = f"layer {layer.described} cannot get new weights: {why}"
         super().__init__(sentence)
         self.layer_index = layer.index
         self.refusal = Refused(code, sentence)
