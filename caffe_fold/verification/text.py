@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from caffe_fold.layers.linear import LINEAR
+from caffe_fold.nets.edits import Edit, edited
 from caffe_fold.nets.net import Layer
-from caffe_fold.nets.prototxt import Edit, Field
+from caffe_fold.nets.prototxt import Field
 from caffe_fold.verification.engine import Job
 from caffe_fold.verification.shapes import Shape
 from caffe_fold.verification.sides import Side
@@ -139,13 +140,9 @@ def _copy(side: Side, layer: Layer, bottoms: list[str], tops: list[str]) -> str:
         edits += [Edit(found.start, found.end) for found in layer.all(name)]
     edits += _retyping(side, layer)
     edits += _bias_term(side, layer)
-    document = side.graph.net.document
-    at, end, pieces = layer.field.value_start, layer.field.value_end, []
-    keyword = "layer " if layer.version else "layers "
-    for edit in sorted(edits, key=lambda e: e.start):
-        pieces += [document.text[at : edit.start], edit.text]
-        at = edit.end
-    return "".join([keyword, *pieces, document.text[at:end], "\n"])
+    keyword = "layer" if layer.version else "layers"
+    text, span = side.graph.net.document.text, layer.field
+    return f"{keyword} {edited(text, edits, span.value_start, span.value_end)}\n"
 
 
 def _retyping(side: Side, layer: Layer) -> list[Edit]:
