@@ -118,7 +118,7 @@ def fold(
     :param input_shapes: with ``deploy``, shapes of data layers' tops by their names.
     :param engine_caffe: set ``engine: CAFFE`` on 1x1 convolutions.
     :param equalize: balance the weights of linear layers that follow each other, for
-        integers: outputs stay, and blobs between such layers change their scale.
+        int8: outputs stay, and blobs between such layers change their scale.
     :param dry_run: plan and compute, and write nothing.
     :param check: re-read what was written and compare it with the original before it
         gets its name.

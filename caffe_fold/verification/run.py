@@ -89,7 +89,8 @@ def verify(
     :param bn_layout: as for ``fold``.
     :param bn_variance: as for ``fold``.
     :param html: where a page goes that shows the net, the blobs, and what folding does.
-    :returns: each blob's difference, worst first, and whether all pass.
+    :returns: each blob's difference, worst first, what else is not the same, and whether
+        the folded net passes.
     :raises InputError: if a file is not what it has to be, or an input does not fit.
     :raises EngineMissing: if no engine is there; the message says what to install.
     :raises OutputError: if the page cannot be written.
