@@ -23,10 +23,10 @@ from caffe_fold.errors import show
 from caffe_fold.layers.affine_map import Refused
 from caffe_fold.layers.linear import LINEAR
 from caffe_fold.named import NamedTuple
+from caffe_fold.nets.fields import Fields, fields_of
 from caffe_fold.nets.graph import Graph
 from caffe_fold.nets.net import Layer
 from caffe_fold.planning.facts import LAYER_FIELDS, Facts, LinearLayer
-from caffe_fold.verification.fields import Fields, fields_of
 
 __all__ = ["Left", "Pair", "Pairs", "chains"]
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from caffe_fold.layers.affine import Refused
 from caffe_fold.layers.linear import LINEAR
+from caffe_fold.nets.fields import fields_of
 from caffe_fold.verification.engine import TRANSPOSED
-from caffe_fold.verification.fields import fields_of
 from caffe_fold.verification.match import Matching, Pair
 from caffe_fold.verification.shapes import Shape, infer
 from caffe_fold.verification.sides import Side

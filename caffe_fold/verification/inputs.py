@@ -17,7 +17,7 @@ from caffe_fold.errors import EngineMissing, InputError, Path, reading, show
 from caffe_fold.hints import closest
 from caffe_fold.layers.affine import Refused
 from caffe_fold.layers.linear import LINEAR
-from caffe_fold.verification.fields import fields_of
+from caffe_fold.nets.fields import fields_of
 from caffe_fold.verification.opencv import quiet
 from caffe_fold.verification.shapes import Shape, stated
 from caffe_fold.verification.sides import Side

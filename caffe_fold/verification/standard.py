@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from caffe_fold.layers.affine import AFFINE, Refused
 from caffe_fold.layers.linear import LINEAR
+from caffe_fold.nets.fields import fields_of
 from caffe_fold.nets.net import Layer
 from caffe_fold.verification.engine import SPECIAL, TRANSPOSED, WEIGHTLESS, ungrouped
-from caffe_fold.verification.fields import fields_of
 from caffe_fold.verification.sides import Side
 
 __all__ = ["can_be_written", "is_retyped", "kind_to_run", "may_be_misread", "standard_type"]
