@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,7 +28,7 @@ from caffe_fold.weights.caffemodel import Caffemodel
 from caffe_fold.weights_files import WeightsFile, opened_weights
 from caffe_fold.writing.check import check_graph, check_values
 from caffe_fold.writing.entries import size_of
-from caffe_fold.writing.folded_values import Blocked
+from caffe_fold.writing.folded_values import until_unblocked
 from caffe_fold.writing.outputs import Outputs, require_ending, resolve_outputs
 from caffe_fold.writing.pair import TemporaryPair, temporary_pair
 from caffe_fold.writing.rewrite_caffemodel import rewrite_caffemodel
@@ -45,9 +46,10 @@ T = TypeVar("T")
 
 
 class _Job(NamedTuple):
-    """One fold: the open inputs and what was asked for. ``original`` is the prototxt as it
-    was given, which ``graph`` is not with ``deploy``. ``equalize`` is None, or the names of
-    the blobs that keep their values."""
+    """One fold: the open inputs, what was asked for, and where the results go. ``original``
+    is the prototxt as it was given, which ``graph`` is not with ``deploy``. ``equalize`` is
+    None, or the names of the blobs that keep their values. Without a ``pair`` nothing is
+    written."""
 
     graph: Graph
     original: bytes
@@ -59,6 +61,9 @@ class _Job(NamedTuple):
     check: bool
     verify: Mapping[str, Any] | None
     threads: int | None
+    outputs: Outputs
+    pair: TemporaryPair | None
+    dry_run: bool
     page: PageTarget | None
 
 
@@ -113,7 +118,7 @@ def fold(
     :param input_shapes: with ``deploy``, shapes of data layers' tops by their names.
     :param engine_caffe: set ``engine: CAFFE`` on 1x1 convolutions.
     :param equalize: balance the weights of linear layers that follow each other, for
-        integers: outputs stay, and blobs between such layers change their scale.
+        int8: outputs stay, and blobs between such layers change their scale.
     :param dry_run: plan and compute, and write nothing.
     :param check: re-read what was written and compare it with the original before it
         gets its name.
@@ -162,9 +167,8 @@ def fold(
         pair = stack.enter_context(temporary_pair(outputs)) if equalize or not dry_run else None
         folder = pair.scratch if pair is not None and kind == "hdf5" else None
         shown = outputs.weights if folder is not None else ""
-        with contextlib.ExitStack() as opened:
-            file = opened.enter_context(opened_weights(weights, kind, graph, folder, shown))
-            caffemodel = opened.enter_context(file.open())
+        opened = opened_weights(weights, kind, graph, folder, shown)
+        with opened as file, file.open() as caffemodel:
             if deploy:
                 graph = _deployed(graph, caffemodel, input_shapes or {})
             if not allow_extra_weights:
@@ -181,14 +185,13 @@ def fold(
                 check=check,
                 verify=verify,
                 threads=threads,
+                outputs=outputs,
+                pair=pair,
+                dry_run=dry_run,
                 page=page,
             )
             report = until_computable(
-                graph,
-                caffemodel,
-                choices,
-                kept,
-                lambda facts, plan: _carry_out(job, facts, plan, outputs, pair, dry_run),
+                graph, caffemodel, choices, kept, functools.partial(_carry_out, job)
             )
         # All that may fail is done before any file gets its name.
         if pair is not None and not dry_run:
@@ -240,28 +243,18 @@ def until_computable(
     carry_out: Callable[[Facts, Plan], T],
 ) -> T:
     """Plan and carry out; where computing shows that a fold does not fit its number type,
-    plan anew without it. Each turn refuses one layer more, so this ends."""
-    blocked: dict[int, Refused] = {}
-    while True:
+    plan anew without it."""
+
+    def attempt(blocked: dict[int, Refused]) -> T:
         facts = Facts(graph, model, choices, blocked)
-        plan = Planner(facts, kept).plan()
-        try:
-            return carry_out(facts, plan)
-        except Blocked as found:
-            if found.layer_index in blocked:
-                raise CheckError(f"planning does not settle: {found}") from found
-            blocked = {**blocked, found.layer_index: found.refusal}
+        return carry_out(facts, Planner(facts, kept).plan())
+
+    return until_unblocked("planning", attempt)
 
 
-def _carry_out(
-    job: _Job,
-    facts: Facts,
-    plan: Plan,
-    outputs: Outputs,
-    pair: TemporaryPair | None,
-    dry_run: bool,
-) -> Report:
+def _carry_out(job: _Job, facts: Facts, plan: Plan) -> Report:
     """Write what is planned to the temporary files, if there are any, and prove it."""
+    outputs, pair = job.outputs, job.pair
     text = rewrite_prototxt(job.graph, plan, job.engine_caffe)
     parts = list(rewrite_caffemodel(job.model, job.graph, plan, job.choices))
     report = summary(facts, plan, outputs, Files(job.original, text, job.file.path, size_of(parts)))
@@ -279,7 +272,7 @@ def _carry_out(
     verified = _verify(job, pair, equalized) if job.verify is not None else None
     after = report.after._replace(weights_bytes=os.path.getsize(pair.weights))
     report = report._replace(checked=checked, after=after, equalized=equalized, verified=verified)
-    report = report._replace(written=not dry_run, notes=_still_true(report))
+    report = report._replace(written=not job.dry_run, notes=_still_true(report))
     if job.page is not None:
         _write_page(job, job.page, facts, plan, report, (pair, graph))
     return report

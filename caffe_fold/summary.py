@@ -241,8 +241,8 @@ def _unmatched(facts: Facts) -> Iterator[Note]:
         hint = closest(layer.name, names) if index < _HINTED else ""
         yield Note(
             "no-weights",
-            f"the weights have no layer '{show(layer.name)}' ({show(layer.type)}), and Caffe "
-            f"would leave it at random values{hint}",
+            f"the weights have no layer {layer.described}, and Caffe would leave it at random "
+            f"values{hint}",
         )
     extra = extra_layers(graph, facts.model)
     if extra:

@@ -117,10 +117,7 @@ def _require_same(planned: Caffemodel, found: Caffemodel, graph: Graph) -> None:
     for layer in graph.layers:
         pair = [model.by_name.get(layer.name, ()) for model in (planned, found)]
         one, other = (entries[-1].blobs if entries else () for entries in pair)
-        is_same = len(one) == len(other) and all(
-            planned.same_values(a, b, found) for a, b in zip(one, other)
-        )
-        if not is_same:
+        if not planned.same_blobs(one, other, found):
             raise CheckError(
                 f"the written HDF5 file holds other blobs of layer '{show(layer.name)}' than "
                 "planned; nothing was written. Please report this"

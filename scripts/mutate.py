@@ -42,8 +42,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 MODULES = """
     layers/affine_map layers/affine layers/batch_norm layers/linear
     nets/graph planning/ranks nets/memory
-    planning/pairing planning/facts planning/sharing planning/runs planning/planner
-    planning/surgery
+    planning/pairing planning/facts planning/sharing planning/runs planning/conditions
+    planning/planner planning/surgery
     writing/arithmetic writing/folded_values
 """.split()
 

@@ -34,7 +34,8 @@ from caffe_fold.verification.inputs import Wanted, input_shapes, make_inputs
 from caffe_fold.verification.opencv import OpenCV
 from caffe_fold.verification.shapes import Shape
 from caffe_fold.verification.sides import Files, Side, open_side
-from caffe_fold.verification.text import Draft, standard_type, write_draft
+from caffe_fold.verification.standard import standard_type
+from caffe_fold.verification.text import Draft, write_draft
 from caffe_fold.weights.blob import Blob
 from caffe_fold.weights.caffemodel import Caffemodel
 

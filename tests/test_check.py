@@ -16,7 +16,7 @@ from support.nets import Net
 
 from caffe_fold import CheckError, caffe_pb2, cli, convert, fold, weights_files
 from caffe_fold.layers import affine, linear
-from caffe_fold.planning import planner
+from caffe_fold.planning import conditions
 from caffe_fold.writing import arithmetic, entries, folded_values, rewrite_prototxt, write
 
 Patch = pytest.MonkeyPatch
@@ -337,7 +337,7 @@ def test_a_shift_before_a_padded_layer_is_caught_at_the_border(
     net.batch_norm("bn", "data", 4, top="bn")
     net.conv("conv", "bn", 4, 5, 3, pad=1)
     net.write(tmp_path)
-    monkeypatch.setattr(planner.Planner, "_require_exact_before", lambda *_: None)
+    monkeypatch.setattr(conditions.Conditions, "_require_exact_before", lambda *_: None)
     with pytest.raises(CheckError, match="the written layer 'conv' is wrong"):
         fold(tmp_path / "net.prototxt", tmp_path / "net.caffemodel")
     assert names(tmp_path) == INPUTS

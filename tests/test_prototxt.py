@@ -6,12 +6,9 @@ import pytest
 from test_prototxt_grammar import everything
 
 from caffe_fold.errors import PrototxtError
+from caffe_fold.nets.edits import apply_edits
 from caffe_fold.nets.net import State, read_net, selected
-from caffe_fold.nets.prototxt import (
-    apply_edits,
-    parse,
-    string_value,
-)
+from caffe_fold.nets.prototxt import parse, string_value
 
 # ---- Strings ----
 

@@ -14,14 +14,12 @@ from support import prototext
 
 from caffe_fold import caffe_pb2
 from caffe_fold.errors import PrototxtError
+from caffe_fold.nets.edits import Edit, apply_edits, removals
 from caffe_fold.nets.net import read_net
 from caffe_fold.nets.prototxt import (
     Document,
-    Edit,
     Field,
-    apply_edits,
     parse,
-    removals,
     string_value,
 )
 

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from caffe_fold.nets.prototxt import (
-    Edit,
-    apply_edits,
-    parse,
-    removals,
-    string_value,
-)
+from caffe_fold.nets.edits import Edit, apply_edits, removals
+from caffe_fold.nets.prototxt import parse, string_value
 
 LAYERS = """\
 name: "net"

@@ -16,7 +16,7 @@ from support.weights import read_weights
 import caffe_fold
 from caffe_fold.quantization import readiness
 from caffe_fold.quantization.readiness import LayerReadiness
-from caffe_fold.writing import arithmetic
+from caffe_fold.writing import arithmetic, folded_values
 
 KINDS = ["conv", "grouped", "deconv", "inner", "transposed"]
 
@@ -72,8 +72,8 @@ def folded(folder: Path) -> tuple[NDArray[Any], NDArray[Any]]:
 def test_it_measures_what_the_fold_writes(
     kind: str, side: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (arithmetic, readiness):  # blocks of a few weights
-        monkeypatch.setattr(module, "blocks", lambda layout: arithmetic_blocks(layout, 11))
+    # Blocks of a few weights.
+    monkeypatch.setattr(folded_values, "blocks", lambda layout: arithmetic.blocks(layout, 11))
     net = net_of(kind, side)
     layer = measured(net, tmp_path)
     made = next(each for each in net.layers if each.name == "layer")
@@ -93,9 +93,6 @@ def test_it_measures_what_the_fold_writes(
         np.testing.assert_allclose(state.bias, biases, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(state.norms, np.linalg.norm(rows, axis=1), rtol=1e-6)
         assert state.sqnr == pytest.approx(-10 * math.log10(noise.mean()), abs=1e-2)
-
-
-arithmetic_blocks = arithmetic.blocks
 
 
 def test_bits_spread_and_bias() -> None:

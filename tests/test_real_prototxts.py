@@ -33,8 +33,9 @@ from support.registry import FORWARD
 from support.shapes import infer
 
 import caffe_fold
+from caffe_fold.nets.edits import apply_edits
 from caffe_fold.nets.net import read_net as read_by_the_tool
-from caffe_fold.nets.prototxt import apply_edits, parse
+from caffe_fold.nets.prototxt import parse
 
 ROOT = Path(__file__).resolve().parents[2] / "shared" / "prototxts"
 PLACEHOLDER = re.compile(rb"\bcls\dx\b")

@@ -7,19 +7,28 @@ import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import IO, Any, Union
+from typing import Any, Union
 
-from caffe_fold.batch import ledger, manifest, storage
+from caffe_fold.batch import manifest, storage
 from caffe_fold.batch.execute import Workers, execute
 from caffe_fold.batch.folders import Item, Pair, Skipped, pairs_in
+from caffe_fold.batch.ledger import (
+    OWN_FILES,
+    Entry,
+    Ledger,
+    input_addresses,
+    is_done,
+    locked,
+    replaced,
+)
 from caffe_fold.batch.progress import Progress
+from caffe_fold.batch.report_file import opened_report
 from caffe_fold.batch.store_ledger import StoreLedger
-from caffe_fold.batch.table import Row, as_line, counted, row_of, skipped_line
-from caffe_fold.batch.tasks import Task, addressed, identity, plan
-from caffe_fold.errors import CaffeFoldError, InputError, Interrupted, OutputError, show
+from caffe_fold.batch.table import Row, counted, row_of
+from caffe_fold.batch.tasks import Task, addressed, plan
+from caffe_fold.errors import CaffeFoldError, InputError, Interrupted, show
 from caffe_fold.streams import say
 from caffe_fold.threads import cores
-from caffe_fold.writing.outputs import is_same
 
 __all__ = ["Batch", "Result", "find", "run", "split"]
 
@@ -36,6 +45,13 @@ class Batch:
     tasks: tuple[Task, ...]
     skipped: tuple[Skipped, ...]
     others: tuple[str, ...]
+
+    def files(self) -> Iterator[str]:
+        """The addresses of all that it reads and writes."""
+        yield from self.others
+        yield from (storage.join(self.output, name) for name in OWN_FILES)
+        for task in self.tasks:
+            yield from (*input_addresses(task), task.output_model, task.output_weights)
 
 
 def find(
@@ -95,14 +111,14 @@ def _given(address: str) -> str:
 # ---- What is done ----
 
 
-def split(batch: Batch, entries: Mapping[str, ledger.Entry]) -> tuple[list[Row], list[Task]]:
+def split(batch: Batch, entries: Mapping[str, Entry]) -> tuple[list[Row], list[Task]]:
     """The rows of what the ledger has as done, and the tasks that are left."""
     # Most of it is waiting: for a disk or a store, or for a hash, which leaves the lock.
     with ThreadPoolExecutor(max(cores(), 8)) as threads:
-        done = list(threads.map(lambda t: ledger.is_done(t, entries.get(t.name)), batch.tasks))
+        are_done = list(threads.map(lambda t: is_done(t, entries.get(t.name)), batch.tasks))
     rows, left = [], []
-    for task, is_done in zip(batch.tasks, done):
-        if is_done:
+    for task, is_unchanged in zip(batch.tasks, are_done):
+        if is_unchanged:
             report = addressed(entries[task.name]["report"], task)
             rows.append(Row(task.name, "unchanged", task.model, task.weights, report=report))
         else:
@@ -156,11 +172,11 @@ def _how_far(rows: Sequence[Row], batch: Batch) -> str:
     return f"{done} of {models} done, and the same command goes on from there"
 
 
-_Book = Union[ledger.Ledger, StoreLedger]
+_Ledger = Union[Ledger, StoreLedger]
 
 
-def _book(folder: str) -> _Book:
-    return StoreLedger(folder) if storage.is_url(folder) else ledger.Ledger(folder)
+def _ledger(folder: str) -> _Ledger:
+    return StoreLedger(folder) if storage.is_url(folder) else Ledger(folder)
 
 
 def _run(
@@ -172,92 +188,43 @@ def _run(
 ) -> str:
     """``run``, which adds to ``rows``; gives why the report is not whole."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(ledger.locked(batch.output))
-        lines = stack.enter_context(_opened(report, batch))
-        book = stack.enter_context(contextlib.closing(_book(batch.output)))
+        stack.enter_context(locked(batch.output))
+        lines = stack.enter_context(opened_report(report, batch.files()))
+        ledger = stack.enter_context(contextlib.closing(_ledger(batch.output)))
         for skipped in batch.skipped:
-            lines.write(skipped_line(skipped))
-        unchanged, left = split(batch, book.entries)
+            lines.add_skipped(skipped)
+        unchanged, left = split(batch, ledger.entries)
         for row in unchanged:
             rows.append(row.brief())
-            lines.write(as_line(row))
-        _tell_replaced(left, book)
+            lines.add(row)
+        _tell_replaced(left, ledger)
         if left:
-            found = _outcomes(left, workers(len(left)), book)
+            found = _outcomes(left, workers(len(left)), ledger)
             told = stack.enter_context(progress(len(left)))
             with contextlib.closing(found):
                 for row in found:
                     rows.append(row.brief())
-                    lines.write(as_line(row))
+                    lines.add(row)
                     told.tell(row)
     return lines.error
 
 
-def _tell_replaced(tasks: Sequence[Task], book: _Book) -> None:
+def _tell_replaced(tasks: Sequence[Task], ledger: _Ledger) -> None:
     """Warn where an output was made of another source by an earlier run."""
     for task in tasks:
-        path = ledger.replaced(task, book.entries.get(task.name))
+        path = replaced(task, ledger.entries.get(task.name))
         if path:
             output, weights = show(task.output_weights, 1000), show(task.weights, 1000)
             made = f"replaces what was made of {show(path, 1000)}"
             say(f"warning: {output} {made}; it is now of {weights}")
 
 
-def _outcomes(tasks: Sequence[Task], workers: Workers, book: _Book) -> Generator[Row, None, None]:
+def _outcomes(
+    tasks: Sequence[Task], workers: Workers, ledger: _Ledger
+) -> Generator[Row, None, None]:
     """A row for each task as it comes to an end, which the ledger has by then."""
-    with contextlib.closing(execute(tasks, workers, book.start)) as outcomes:
+    with contextlib.closing(execute(tasks, workers, ledger.start)) as outcomes:
         for outcome in outcomes:
             if outcome.entry is not None:
-                book.done(outcome.entry)
+                ledger.done(outcome.entry)
             yield row_of(outcome)
-
-
-class _Report:
-    """Writes lines to the report at once, if there is one, until that fails."""
-
-    def __init__(self, path: str, file: IO[str] | None) -> None:
-        self.path, self.file = path, file
-        self.error = ""
-
-    def write(self, line: str) -> None:
-        if self.file is None or self.error:
-            return
-        try:
-            self.file.write(line + "\n")
-            self.file.flush()
-        except OSError as error:
-            self.error = f"{show(self.path, 1000)} is not whole: {error.strerror}"
-
-
-@contextlib.contextmanager
-def _opened(path: str | None, batch: Batch) -> Iterator[_Report]:
-    """The report.
-
-    :raises OutputError: if it cannot be opened, or is one of the batch's own files.
-    """
-    if path is None:
-        yield _Report("", None)
-        return
-    path = storage.local(path)
-    _require_other(path, batch)
-    try:
-        file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - closed below
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise OutputError(f"{show(path, 1000)} cannot be written: {reason}") from None
-    try:
-        yield _Report(path, file)
-    finally:
-        with contextlib.suppress(OSError):  # of what could not be written before
-            file.close()
-
-
-def _require_other(path: str, batch: Batch) -> None:
-    """Check that a report does not replace one of the batch's files, under whatever name."""
-    outputs = (name for task in batch.tasks for name in (task.output_model, task.output_weights))
-    inputs = (name for task in batch.tasks for name in ledger.input_addresses(task))
-    own = (storage.join(batch.output, name) for name in ledger.OWN_FILES)
-    real = identity(path)
-    for name in (*batch.others, *own, *inputs, *outputs):
-        if identity(name) == real or is_same(name, path):
-            raise OutputError(f"{show(path, 1000)} is a file of the batch; give another --report")

@@ -165,8 +165,8 @@ def opened(address: str) -> Iterator[IO[bytes]]:
             with _file_system(address).open(address, "rb") as file:
                 yield file
         else:
-            with open(address, "rb") as local:
-                yield local
+            with open(address, "rb") as file:
+                yield file
 
 
 def download(address: str, path: str) -> None:

@@ -1,20 +1,18 @@
-"""Outcomes as text for a person, and as lines of JSON for programs."""
+"""What became of each model, as a row, and all of them as a table."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
-from caffe_fold.batch.folders import Skipped
 from caffe_fold.batch.worker import Outcome
 from caffe_fold.errors import show
 from caffe_fold.report import count_norms
 
-__all__ = ["Row", "as_line", "as_table", "counted", "row_of", "skipped_line"]
+__all__ = ["Row", "as_table", "counted", "row_of"]
 
 
 @dataclass(frozen=True)
@@ -62,27 +60,6 @@ def row_of(outcome: Outcome) -> Row:
         seconds=outcome.seconds,
         report=outcome.report,
     )
-
-
-def as_line(row: Row) -> str:
-    """One line of JSON, without its end."""
-    data = {
-        "output": show(row.name, 10**9),
-        "status": row.status,
-        "model": show(row.model, 10**9),
-        "weights": show(row.weights, 10**9),
-        "error": row.error or None,
-        "exit_code": row.exit_code,
-        "seconds": round(row.seconds, 3),
-        "report": row.report,
-    }
-    return json.dumps(data)
-
-
-def skipped_line(skipped: Skipped) -> str:
-    """The same for what is no pair."""
-    data = {"status": "skipped", "weights": show(skipped.path, 10**9), "error": skipped.reason}
-    return json.dumps(data)
 
 
 def as_table(rows: Sequence[Row]) -> str:

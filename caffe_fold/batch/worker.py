@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from caffe_fold.report import Report
 
-__all__ = ["Outcome", "failed", "fold_and_end", "fold_on_cluster", "prepare"]
+__all__ = ["Outcome", "failed", "fold_and_end", "fold_on_cluster", "fold_task", "prepare"]
 
 
 @dataclass(frozen=True)

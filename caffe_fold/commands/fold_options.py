@@ -82,8 +82,8 @@ def fold_options(command: Command) -> Command:
         click.option(
             "--equalize",
             is_flag=True,
-            help="Balance the weights of layers that follow each other, for integers: outputs "
-            "stay, and blobs in between change their scale.",
+            help="Balance the weights of layers that follow each other, for int8: outputs stay, "
+            "and blobs in between change their scale.",
         ),
         click.option("--no-check", "check", flag_value=False, default=True, help="Skip the proof."),
         click.option(

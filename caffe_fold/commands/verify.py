@@ -24,8 +24,8 @@ Examples:
 
 \b
 Exit codes:
-  0    each blob agrees
-  1    a blob differs
+  0    the nets agree
+  1    they differ, or nothing proves a fold
   2    bad usage or input, or no engine is there"""
 
 # Enough for a median, and a few seconds for a large net.
@@ -69,7 +69,7 @@ _ROUNDS = 15
 @click.option("--time", "is_timed", is_flag=True, help="Time forward passes of both nets, too.")
 @html_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.option("--quiet", is_flag=True, help="Print nothing but a blob that differs.")
+@click.option("--quiet", is_flag=True, help="Print nothing if all agrees, and else what fails.")
 def verify(is_timed: bool, as_json: bool, quiet: bool, report: str | None, **options: Any) -> int:
     """Run a net and the net folded from it in an engine, and compare their blobs."""
     from caffe_fold.verification.run import verify as verify_files

@@ -21,7 +21,7 @@ from caffe_fold.nets.prototxt import Document, Field
 from caffe_fold.weights.blob import Blob
 from caffe_fold.weights.caffemodel import Caffemodel
 
-__all__ = ["DataTop", "shape_of"]
+__all__ = ["DataTop", "dummy_batch", "shape_of"]
 
 Shape = tuple[int, ...]
 
@@ -61,7 +61,7 @@ class _Reader(NamedTuple):
 
 def shape_of(
     graph: Graph, model: Caffemodel, top: DataTop, read_by: Layer, given: Mapping[str, Shape]
-) -> tuple[int, ...]:
+) -> Shape:
     """The shape of a data layer's top for one image at a time.
 
     :param read_by: a layer for whose sake the shape is asked for, to name in an error.
@@ -72,13 +72,14 @@ def shape_of(
     document, reader = graph.net.document, _reader(graph, model, top.value)
     shape = given.get(top.blob) or _stated_shape(document, top)
     if shape is None:
-        return _image_shape(graph.net.document, top, read_by, reader)
+        return _image_shape(document, top, read_by, reader)
     if min(shape) < 1 or (reader is not None and not reader.fits(shape)):
-        source = "--input-shape gives" if top.blob in given else f"{_named(top.layer)} gives"
+        source = "--input-shape" if top.blob in given else f"layer {top.layer.described}"
         reason = reader.wants if reader and min(shape) > 0 else "every dimension is at least 1"
         shown = ",".join(map(str, shape))
         raise document.error(
-            top.layer.field.start, f"{source} '{show(top.blob)}' the shape {shown}, and {reason}"
+            top.layer.field.start,
+            f"{source} gives '{show(top.blob)}' the shape {shown}, and {reason}",
         )
     return shape
 
@@ -106,13 +107,10 @@ def _image_shape(document: Document, top: DataTop, read_by: Layer, reader: _Read
     example = ",".join(map(str, shape))
     raise document.error(
         top.layer.field.start,
-        f"the shape of '{show(top.blob)}' from {_named(top.layer)}, which {_named(read_by)} reads, "
-        f"is not known: {missing}; give it, such as --input-shape {show(top.blob)}={example}",
+        f"the shape of '{show(top.blob)}' from layer {top.layer.described}, which layer "
+        f"{read_by.described} reads, is not known: {missing}; give it, such as --input-shape "
+        f"{show(top.blob)}={example}",
     )
-
-
-def _named(layer: Layer) -> str:
-    return f"layer '{show(layer.name)}' ({show(layer.type)})"
 
 
 # ---- What the data layer says ----

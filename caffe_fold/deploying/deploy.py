@@ -15,9 +15,10 @@ from caffe_fold.deploying.needs import Needed, Needs, is_loss
 from caffe_fold.errors import InputError, show
 from caffe_fold.hints import closest
 from caffe_fold.nets.data_layers import data_layers, is_source
+from caffe_fold.nets.edits import Edit, apply_edits, removals
 from caffe_fold.nets.graph import Graph
 from caffe_fold.nets.net import Layer
-from caffe_fold.nets.prototxt import Document, Edit, Field, apply_edits, removals, string_value
+from caffe_fold.nets.prototxt import Document, Field, string_value
 from caffe_fold.weights.caffemodel import Caffemodel
 
 __all__ = ["data_layers", "deployed"]

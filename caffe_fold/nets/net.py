@@ -74,6 +74,11 @@ class Layer(NamedTuple):
     def fields(self) -> tuple[Field, ...]:
         return self.field.fields or ()
 
+    @property
+    def described(self) -> str:
+        """Its name and type for a sentence: ``'conv1' (Convolution)``."""
+        return f"'{show(self.name)}' ({show(self.type)})"
+
     def all(self, name: str) -> list[Field]:
         """The layer's fields of one name, in order."""
         return [f for f in self.fields if f.name == name]

@@ -1,10 +1,9 @@
-"""The syntax of a prototxt: a tree of spans over the text, and edits as splices.
+"""The syntax of a prototxt: a tree of spans over the text.
 
 protobuf's own ``text_format`` loses comments, order, spacing and every field
 that its schema does not know. Here the text itself stays the truth: a field is
-a span of it, an edit replaces a span, and all that no edit touches comes out
-byte for byte. The text is held as latin-1, one character a byte, so that any
-encoding passes through.
+a span of it, which ``edits`` may replace. The text is held as latin-1, one
+character a byte, so that any encoding passes through.
 
 The grammar is that of ``TextFormat::Parser`` (protobuf, text_format.cc):
 ``name: value``, ``name { }`` with an optional colon, ``< >``, lists ``[ ]``,
@@ -16,13 +15,11 @@ from __future__ import annotations
 import bisect
 import functools
 import re
-from collections.abc import Iterable
 
 from caffe_fold.errors import Path, PrototxtError, show
 from caffe_fold.named import NamedTuple
 
-__all__ = ["Document", "Edit", "Field", "apply_edits", "literals", "parse", "removals"]
-__all__ += ["string_value"]
+__all__ = ["COMMA", "SEPARATOR", "Document", "Field", "literals", "parse", "string_value"]
 
 
 class Field(NamedTuple):
@@ -60,8 +57,9 @@ _FIELD = re.compile(
 )
 # Compiled where one is met, as few nets have any.
 _VALUE = rf"{_SKIP}(?:(?P<close>\])|(?P<scalar>{_SCALAR})|(?P<open>[{{<]))"
-_SEPARATOR = re.compile(rf"{_SKIP}[,;]")
-_COMMA = re.compile(rf"{_SKIP}(?:(?P<comma>,)|(?=\]))")
+# What may stand behind a field, and what stands behind a value of a list or ends it.
+SEPARATOR = re.compile(rf"{_SKIP}[,;]")
+COMMA = re.compile(rf"{_SKIP}(?:(?P<comma>,)|(?=\]))")
 _BLANK = re.compile(_SKIP)
 _CLOSER = {"{": "}", "<": ">", "[": "]"}
 
@@ -218,7 +216,7 @@ class _Parser:
 
     def _comma(self, at: int) -> None:
         """In a list, a comma or the end follows a value."""
-        match = _COMMA.match(self.text, at)
+        match = COMMA.match(self.text, at)
         if match is None:
             self.at = at
             self._at_end()
@@ -227,7 +225,7 @@ class _Parser:
 
     def _behind(self, at: int) -> None:
         """One separator may follow a field."""
-        match = _SEPARATOR.match(self.text, at)
+        match = SEPARATOR.match(self.text, at)
         self.at = match.end() if match else at
 
     def _next(self, at: int) -> int:
@@ -314,87 +312,3 @@ def _unescape(document: Document, field: Field, literal: str) -> bytes:
         raise document.error(field.value_start, f"bad escape '{match[0]}' in a string")
 
     return re.sub(_ESCAPE, one, literal[1:-1], flags=re.DOTALL).encode("latin-1")
-
-
-class Edit(NamedTuple):
-    """Replace the bytes ``start:end`` of a document by ``text`` (latin-1)."""
-
-    start: int
-    end: int
-    text: str = ""
-
-
-def apply_edits(document: Document, edits: Iterable[Edit]) -> bytes:
-    """The document's bytes with all edits applied; edits must not overlap."""
-    pieces, at = [], 0
-    for edit in sorted(edits, key=lambda e: (e.start, e.end)):
-        if edit.start < at:
-            raise AssertionError(f"edits overlap at byte {edit.start}")
-        pieces += [document.text[at : edit.start], edit.text]
-        at = edit.end
-    return "".join([*pieces, document.text[at:]]).encode("latin-1")
-
-
-_COMMENT_ABOVE = re.compile(r"[ \t]*#[^\n]*\n\Z")
-_REST_OF_LINE = re.compile(r"[ \t]*[,;]?[ \t]*(?:#[^\n]*?)?(?:\r?\n|\Z)")
-
-
-def removals(document: Document, fields: Iterable[Field]) -> list[Edit]:
-    """The edits that take fields out, of which none may lie inside another.
-
-    Where one has its lines to itself they go whole, with the comment lines
-    directly above it and the comment behind it; elsewhere only the field goes.
-    In a list a comma goes along.
-    """
-    ordered = sorted(fields, key=lambda field: field.start)
-    alone = [_removal(document.text, field) for field in ordered if not field.in_list]
-    return alone + _list_removals(document, [field for field in ordered if field.in_list])
-
-
-def _removal(text: str, field: Field) -> Edit:
-    start = field.start
-    line_start = text.rfind("\n", 0, start) + 1
-    rest = _REST_OF_LINE.match(text, field.end)
-    separator = _SEPARATOR.match(text, field.end)
-    is_split = rest is not None and separator is not None and separator.end() > rest.end()
-    if text[line_start:start].strip(" \t") or rest is None or is_split:
-        return Edit(start, separator.end() if separator else field.end)
-    while line_start > 0:
-        above = text.rfind("\n", 0, line_start - 1) + 1
-        if not _COMMENT_ABOVE.match(text, above, line_start):
-            break
-        line_start = above
-    return Edit(line_start, rest.end())
-
-
-def _list_removals(document: Document, fields: list[Field]) -> list[Edit]:
-    """Values of lists, a run of neighbours at a time: in ``[a, b, c]`` the comma behind
-    the run goes along, or else the one before it."""
-    text, edits = document.text, []
-    commas = {field.end: _COMMA.match(text, field.end) for field in fields}
-    before = _values_before(document) if fields else {}
-    while fields:
-        count = 1
-        while count < len(fields) and before.get(fields[count].start) == fields[count - 1].end:
-            count += 1
-        run, fields = fields[:count], fields[count:]
-        behind, previous = commas[run[-1].end], before.get(run[0].start)
-        if behind and behind["comma"]:
-            edits.append(Edit(run[0].start, behind.end()))
-        else:
-            edits.append(Edit(run[0].start if previous is None else previous, run[-1].end))
-    return edits
-
-
-def _values_before(document: Document) -> dict[int, int]:
-    """Where the value before each value of a list ends, by the latter's start."""
-    found: dict[int, int] = {}
-    open_fields = [document.fields]
-    while open_fields:
-        fields = open_fields.pop()
-        for one, next_one in zip(fields, fields[1:]):
-            comma = _COMMA.match(document.text, one.end) if one.in_list else None
-            if comma and comma["comma"] and next_one.in_list and next_one.name == one.name:
-                found[next_one.start] = one.end
-        open_fields += [field.fields for field in fields if field.fields]
-    return found

@@ -173,14 +173,14 @@ class Facts:
         layer = self.graph.layers[at]
         kind = LINEAR.get(layer.type)
         if kind is None:
-            raise Refused("not-linear", f"{self._named(layer)} is not linear")
+            raise Refused("not-linear", f"layer {layer.described} is not linear")
         if layer.index in self.blocked:
             raise self.blocked[layer.index]
         try:
             return self._linear_of_kind(at, layer)
         except Refused as refusal:
             raise Refused(
-                refusal.code, f"{self._named(layer)} cannot get new weights: {refusal.sentence}"
+                refusal.code, f"layer {layer.described} cannot get new weights: {refusal.sentence}"
             ) from None
 
     def _linear_of_kind(self, at: int, layer: Layer) -> LinearLayer:
@@ -227,9 +227,6 @@ class Facts:
         if not layer.all(kind.parameter):  # it has no num_output either, and loads nowhere
             return False
         return bool(self._parsed(layer, kind.parameter, kind.message).message.bias_term)
-
-    def _named(self, layer: Layer) -> str:
-        return f"layer '{show(layer.name)}' ({show(layer.type)})"
 
     # ---- What both need ----
 
@@ -312,9 +309,7 @@ class Facts:
             )
         blobs = entries[0].blobs
         for other in entries[1:]:
-            if len(other.blobs) != len(blobs) or not all(
-                map(self.model.same_values, blobs, other.blobs)
-            ):
+            if not self.model.same_blobs(blobs, other.blobs):
                 raise Refused(
                     "duplicate-weights",
                     f"the weights hold {len(entries)} layers of its name with different blobs",

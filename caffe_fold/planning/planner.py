@@ -7,8 +7,8 @@ In this order, until nothing changes:
 3. else a run that changes nothing disappears, and a run of two or more becomes one
    Scale.
 
-A run goes whole or not at all. What stays of the layers that exist only to be affine
-stays for a reason, in one sentence.
+A run goes whole or not at all, where ``conditions`` lets it. What stays of the layers
+that exist only to be affine stays for a reason, in one sentence.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
-from caffe_fold.errors import show
 from caffe_fold.layers.affine import AFFINE, Refused
 from caffe_fold.layers.linear import LINEAR
-from caffe_fold.nets.memory import shares_memory, tangled_values
+from caffe_fold.planning.conditions import Conditions
 from caffe_fold.planning.facts import AffineLayer, Facts
 from caffe_fold.planning.plan import EXPLAINED, Fold, Merge, Plan, Removal, Repair, Stay
 from caffe_fold.planning.runs import Run, Runs, composed
@@ -43,14 +42,12 @@ class Planner:
     def __init__(self, facts: Facts, kept: Iterable[int] = ()) -> None:
         self.facts = facts
         self.graph = facts.graph
-        self.sharing = facts.sharing
         self.surgery = Surgery(facts.graph, kept)
+        self.conditions = Conditions(facts, self.surgery)
         self.refused: dict[int, Refused] = {}
         self.runs = Runs(self.surgery, dict(self._affine_layers()))
-        self.tangled = tangled_values(self.graph)
-        # Of sharers, by the first of them: the one that stood in the way, and how they differ.
+        # Of sharers, by the first of them: the one that stood in the way.
         self.stuck: dict[int, int] = {}
-        self.unlike: dict[int, str] = {}
         self.absorbed: dict[int, _Absorbed] = {}
         self.merges: list[Merge] = []
         self.removals: list[Removal] = []
@@ -117,7 +114,7 @@ class Planner:
         bottom = self.surgery.bottoms[run.places[0]][0]
         top = self.surgery.tops[run.places[-1]][0]
         try:
-            self._require_movable(run)
+            self.conditions.require_movable(run)
             try:
                 self._absorb_behind(run)
             except Refused as behind:
@@ -137,26 +134,12 @@ class Planner:
         )
         return {at for at in found if at is not None and at in self.runs.affine}
 
-    def _require_movable(self, run: Run) -> None:
-        """Whether a run can go anywhere: its numbers, and the memory that it works in."""
-        if not run.map.is_finite:
-            raise Refused("not-finite", "the maps of its run compose to no finite numbers")
-        values = {self.graph.bottoms[at][0] for at in run.places}
-        values |= {self.graph.tops[at][0] for at in run.places}
-        if values & self.tangled:
-            name = show(self.graph.values[min(values & self.tangled)].blob)
-            raise Refused(
-                "shared-memory",
-                f"blob '{name}' shares its memory with a blob that others read, and a layer "
-                "writes there in place",
-            )
-
     # ---- Rule 1 ----
 
     def _absorb_behind(self, run: Run) -> None:
         """Rule 1. Layers that share parameters go together, if all would fold alike."""
-        first = self._require_foldable_behind(run)
-        group = self._require_alike(first)
+        first = self.conditions.require_foldable_behind(run)
+        group = self.conditions.require_interchangeable(first)
         pairs = self._runs_alike(group, first, run)
         # Each checks its names again, and none has been moved before all have been looked
         # at: sharers write different blobs, so that one does not stand in another's way.
@@ -185,8 +168,8 @@ class Planner:
             )
         found = self.runs.through(reader)
         try:
-            self._require_movable(found)
-            self._require_foldable_behind(found)
+            self.conditions.require_movable(found)
+            self.conditions.require_foldable_behind(found)
         except Refused as refusal:
             raise Refused(
                 "shared",
@@ -200,75 +183,6 @@ class Planner:
                 "everywhere",
             )
         return found
-
-    def _require_foldable_behind(self, run: Run) -> int:
-        """The linear layer that feeds a run, if nothing else reads it and the run fits."""
-        surgery = self.surgery
-        value = surgery.bottoms[run.places[0]][0]
-        producer = self._require_linear_writer(value)
-        linear = self.facts.linear(producer)
-        name = show(surgery.name(value))
-        if len(surgery.readers[value]) > 1:
-            other = surgery.another_reader(value, run.places[0])
-            raise Refused(
-                "second-reader",
-                f"its bottom '{name}' is also read by layer {surgery.describe(other)}",
-            )
-        if value in surgery.kept:
-            raise Refused("kept", f"its bottom '{name}' is to keep its values")
-        if linear.layer.has_loss_weight:
-            raise Refused("loss-weight", f"the 'loss_weight' of its bottom '{name}' reads it")
-        if run.map.channels not in (None, linear.layout.outputs):
-            raise Refused(
-                "channels",
-                f"it has {run.map.channels} channels and layer {surgery.describe(producer)} "
-                f"{linear.layout.outputs} outputs",
-            )
-        surgery.require_absorb_back(producer, run.places)
-        return producer
-
-    def _require_linear_writer(self, value: int) -> int:
-        producer, name = self.surgery.producer[value][0], show(self.surgery.name(value))
-        if producer is None:
-            inputs = {blob for blob, _ in self.graph.net.inputs}
-            is_input = self.graph.values[value].blob in inputs
-            what = "an input of the net" if is_input else "written by no layer of the net"
-            raise Refused("net-input", f"its bottom '{name}' is {what}")
-        if self.graph.layers[producer].type not in LINEAR:
-            raise Refused(
-                "not-linear",
-                f"its bottom '{name}' comes from layer {self.surgery.describe(producer)}, "
-                "which is not linear",
-            )
-        return producer
-
-    def _require_alike(self, at: int) -> tuple[int, ...]:
-        """The layers that share parameters with a linear layer, if they can stand for each
-        other: the same blobs shared, the same layout, the same number types."""
-        group = self.sharing.group(at)
-        if len(group) > 1:
-            self.sharing.require_alike(at)
-            if group[0] not in self.unlike:
-                self.unlike[group[0]] = self._difference(group)
-            if self.unlike[group[0]]:
-                raise Refused(
-                    "shared",
-                    f"layer {self.surgery.describe(at)} shares parameters{self.unlike[group[0]]}",
-                )
-        return group
-
-    def _difference(self, group: tuple[int, ...]) -> str:
-        """Why sharers cannot stand for each other, as the end of a sentence, or nothing."""
-        try:
-            forms = {self._form(other) for other in group}
-        except Refused as refusal:
-            return f", and {refusal.sentence}"
-        return " with layers that use them in another way" if len(forms) > 1 else ""
-
-    def _form(self, at: int) -> tuple[object, ...]:
-        linear = self.facts.linear(at)
-        bias = None if linear.bias is None else linear.bias.storage
-        return (linear.layout._replace(shift=""), linear.weight.storage, bias)
 
     # ---- Rule 2 and the identity ----
 
@@ -289,14 +203,14 @@ class Planner:
     def _require_foldable_before(self, run: Run) -> list[tuple[Run, list[int]]]:
         """The run with the layers that read it, if all are linear and it is exact for each;
         and where those share parameters, the equal runs before their sharers."""
-        pairs = [(run, self._require_exact_readers(run))]
+        pairs = [(run, self.conditions.require_exact_readers(run))]
         taken = set(pairs[0][1])
         for _, readers in pairs:
             for at in readers:
-                for sharer in self._require_alike(at):
+                for sharer in self.conditions.require_interchangeable(at):
                     if sharer not in taken:
                         other = self._run_before(at, sharer, run)
-                        pairs.append((other, self._require_exact_readers(other)))
+                        pairs.append((other, self.conditions.require_exact_readers(other)))
                         taken.update(pairs[-1][1])
         return pairs
 
@@ -306,7 +220,7 @@ class Planner:
         if writer is not None and writer in self.runs.affine:
             found = self.runs.through(writer)
             if found.map.equals(run.map) and found.storage == run.storage:
-                self._require_movable(found)
+                self.conditions.require_movable(found)
                 return found
         raise Refused(
             "shared",
@@ -314,60 +228,11 @@ class Planner:
             f"{self.surgery.describe(sharer)}, which has no such run before it",
         )
 
-    def _require_exact_readers(self, run: Run) -> list[int]:
-        """The layers that read a run, if all are linear and it is exact for each."""
-        surgery = self.surgery
-        top = surgery.tops[run.places[-1]][0]
-        name = show(surgery.name(top))
-        if surgery.is_output(top):
-            raise Refused("net-output", f"its top '{name}' is an output of the net")
-        if top in surgery.kept:
-            raise Refused("kept", f"its top '{name}' is to keep its values")
-        readers = sorted({at for at, _ in surgery.readers[top]})
-        for at in readers:
-            described = f"layer {surgery.describe(at)}, which reads its top '{name}',"
-            if self.graph.layers[at].type not in LINEAR:
-                raise Refused(
-                    "not-linear",
-                    f"its top '{name}' is read by layer {surgery.describe(at)}, which is not "
-                    "linear",
-                )
-            self._require_exact_before(at, run, described)
-        surgery.require_absorb_forward(run.places)
-        return readers
-
-    def _require_exact_before(self, at: int, run: Run, described: str) -> None:
-        """Whether a linear layer can take a map on its inputs."""
-        layout = self.facts.linear(at).layout
-        if not layout.takes(run.map.channels):
-            raise Refused(
-                "channels",
-                f"{described} takes {layout.inputs} inputs, not its {run.map.channels} channels",
-            )
-        if not run.map.has_shift:
-            return
-        if layout.shift:
-            raise Refused(
-                "shift", f"{described} cannot take its shift into its bias: {layout.shift}"
-            )
-        shared = {index for index, _ in self.graph.shared_params(at)}
-        if shared and 0 not in shared:
-            raise Refused("shared", f"{described} shares its bias and not its weights")
-
     def _dissolve(self, run: Run, otherwise: Refused) -> None:
         """Take out a run that changes nothing; raises ``otherwise`` for one that does."""
         if not run.map.is_identity:
             raise otherwise
-        bottom = self.surgery.bottoms[run.places[0]][0]
-        top = self.surgery.tops[run.places[-1]][0]
-        around = [self.surgery.producer[bottom][0], *(at for at, _ in self.surgery.readers[top])]
-        sharing = [at for at in around if at is not None and shares_memory(self.graph, at)]
-        if sharing and self.surgery.name(bottom) != self.surgery.name(top):
-            raise Refused(
-                "shared-memory",
-                f"it changes nothing, but layer {self.surgery.describe(sharing[0])} beside it does "
-                "not copy, and it keeps the two memories apart",
-            )
+        self.conditions.require_removable(run)
         self.surgery.dissolve(run.places)
         self.removals.append(Removal(run.layers))
 
@@ -381,8 +246,8 @@ class Planner:
         scales = [at for at, name in zip(run.places, types) if name == "Scale"]
         keeper = scales[-1] if scales else run.places[-1]
         try:
-            self._require_movable(run)
-            self._require_rewritable(keeper)
+            self.conditions.require_movable(run)
+            self.conditions.require_rewritable(keeper)
             self.surgery.merge(run.places, keeper)
         except Refused as refusal:
             for at in run.places:
@@ -390,13 +255,3 @@ class Planner:
                 self.refused[at] = before.and_also(refusal, "; nor can its run become one Scale: ")
             return
         self.merges.append(Merge(keeper, self.runs.affine[keeper], run.layers, run.map))
-
-    def _require_rewritable(self, keeper: int) -> None:
-        """Whether a layer can become the Scale of its run."""
-        layer = self.graph.layers[keeper]
-        if layer.index in self.facts.blocked:
-            raise self.facts.blocked[layer.index]
-        if self.graph.shared_params(keeper):
-            raise Refused("shared", "it shares its parameters")
-        if layer.version < 2:
-            raise Refused("old-format", "its prototxt is of a format without Scale layers")

@@ -68,8 +68,7 @@ class Surgery:
 
     def describe(self, layer: int) -> str:
         """A layer for a sentence: ``'conv1' (Convolution)``."""
-        found = self.graph.layers[layer]
-        return f"'{show(found.name)}' ({show(found.type)})"
+        return self.graph.layers[layer].described
 
     # ---- Operations ----
 

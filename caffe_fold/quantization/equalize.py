@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from caffe_fold.choices import Choices
-from caffe_fold.errors import CheckError, InputError, show
+from caffe_fold.errors import CheckError, InputError
 from caffe_fold.layers.affine import AFFINE, AffineMap, Constants, Refused
 from caffe_fold.named import NamedTuple
 from caffe_fold.nets.graph import Graph
@@ -30,7 +30,7 @@ from caffe_fold.quantization.result import Equalized, EqualizedPair, LayerRange,
 from caffe_fold.report import Checked
 from caffe_fold.weights.caffemodel import Caffemodel
 from caffe_fold.weights_files import WeightsFile, opened_weights
-from caffe_fold.writing.folded_values import Blocked
+from caffe_fold.writing.folded_values import Blocked, until_unblocked
 from caffe_fold.writing.rewrite_caffemodel import rewrite_caffemodel
 
 __all__ = ["equalize_weights"]
@@ -70,10 +70,10 @@ def equalize_weights(
         target = os.path.join(scratch, "equalized")
         with opened_weights(weights, kind, graph, scratch) as file, file.open() as model:
             files = _Files(graph, model, file, target, threads)
-            plan, checked = _written(files, kept, check)
-        if plan.chains:
+            equalizing, checked = _written(files, kept, check)
+        if equalizing.chains:
             os.replace(target, weights)
-    return plan.result._replace(checked=checked)
+    return equalizing.result._replace(checked=checked)
 
 
 class _Files(NamedTuple):
@@ -96,28 +96,25 @@ class _Equalizing(NamedTuple):
 
 def _written(files: _Files, kept: Sequence[int], check: bool) -> tuple[_Equalizing, Checked | None]:
     """Plan, write and prove; where computing shows that a layer's new weights do not fit their
-    number type, plan anew without it. Each turn leaves one layer more, so this ends."""
+    number type, plan anew without it."""
     graph, model, file, target, threads = files
-    blocked: dict[int, Refused] = {}
-    while True:
-        try:
-            plan = _planned(graph, model, kept, blocked)
-            if plan.chains:
-                parts = list(rewrite_caffemodel(model, graph, plan.plan, _CHOICES))
-                file.write(model, parts, target, graph, threads)
-            return plan, _prove(files, plan) if check and plan.chains else None
-        except Blocked as found:
-            if found.layer_index in blocked:
-                raise CheckError(f"equalising does not settle: {found}") from found
-            blocked[found.layer_index] = found.refusal
+
+    def attempt(blocked: dict[int, Refused]) -> tuple[_Equalizing, Checked | None]:
+        equalizing = _planned(graph, model, kept, blocked)
+        if equalizing.chains:
+            parts = list(rewrite_caffemodel(model, graph, equalizing.plan, _CHOICES))
+            file.write(model, parts, target, graph, threads)
+        return equalizing, _prove(files, equalizing) if check and equalizing.chains else None
+
+    return until_unblocked("equalising", attempt)
 
 
-def _prove(files: _Files, plan: _Equalizing) -> Checked:
+def _prove(files: _Files, equalizing: _Equalizing) -> Checked:
     graph, model, file, target, threads = files
     try:
         with file.reopen(target, graph) as written:
             facts = Facts(graph, written)
-            return check_equalized(plan.plan, plan.chains, model, facts, threads)
+            return check_equalized(equalizing.plan, equalizing.chains, model, facts, threads)
     except (InputError, Refused) as error:
         raise CheckError(f"what was written cannot be read again: {error}") from error
 
@@ -126,10 +123,10 @@ def _prove(files: _Files, plan: _Equalizing) -> Checked:
 
 
 def _planned(
-    graph: Graph, model: Caffemodel, kept: Sequence[int], blocked: Mapping[int, Refused]
+    graph: Graph, model: Caffemodel, kept: Sequence[int], blocked: dict[int, Refused]
 ) -> _Equalizing:
     """Find pairs and factors; raises Blocked for a layer whose weights are not finite."""
-    pairs, left = Pairs(Facts(graph, model, _CHOICES, dict(blocked)), kept).find()
+    pairs, left = Pairs(Facts(graph, model, _CHOICES, blocked), kept).find()
     found: list[tuple[Pair, ...]] = []
     folds: list[Fold] = []
     done: list[EqualizedPair] = []
@@ -241,7 +238,7 @@ def _balance(maxima: Sequence[Maxima], factors: Sequence[Array], at: int) -> Bal
 def _in_balance(pair: Pair, found: Balance) -> Left:
     """Why a pair gets no factors."""
     layer, other = pair.first.layer, pair.second.layer
-    described = f"layer '{show(other.name)}' ({show(other.type)})"
+    described = f"layer {other.described}"
     if found.zero == found.channels:
         return Left(
             layer,

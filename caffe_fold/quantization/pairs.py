@@ -23,10 +23,10 @@ from caffe_fold.errors import show
 from caffe_fold.layers.affine_map import Refused
 from caffe_fold.layers.linear import LINEAR
 from caffe_fold.named import NamedTuple
+from caffe_fold.nets.fields import Fields, fields_of
 from caffe_fold.nets.graph import Graph
 from caffe_fold.nets.net import Layer
 from caffe_fold.planning.facts import LAYER_FIELDS, Facts, LinearLayer
-from caffe_fold.verification.fields import Fields, fields_of
 
 __all__ = ["Left", "Pair", "Pairs", "chains"]
 
@@ -234,8 +234,7 @@ class Pairs:
                 raise Refused("blob-name", f"another blob has the name '{show(name)}', too")
 
     def _described(self, at: int) -> str:
-        layer = self.graph.layers[at]
-        return f"'{show(layer.name)}' ({show(layer.type)})"
+        return self.graph.layers[at].described
 
 
 class _Outside:

@@ -17,7 +17,7 @@ The weights are read in blocks, twice: a layer's step is known once all of it wa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,8 @@ from caffe_fold.layers.linear import LINEAR, Layout
 from caffe_fold.planning.facts import Facts, LinearLayer
 from caffe_fold.planning.plan import Fold, Plan
 from caffe_fold.weights.caffemodel import Caffemodel
-from caffe_fold.writing.arithmetic import Folding, blocks
+from caffe_fold.writing.arithmetic import Folding
+from caffe_fold.writing.folded_values import weight_blocks
 
 __all__ = ["HURT", "LayerReadiness", "Readiness", "Weights", "keep_largest", "readiness"]
 
@@ -238,12 +239,13 @@ def _gains(fold: Fold) -> Array | None:
 
 
 def _measured(model: Caffemodel, linear: LinearLayer, states: Sequence[Folding]) -> list[Weights]:
-    """The layer's weights in some states, in the time that it takes to read them twice."""
+    """The layer's weights in some states, in the time that it takes to read them twice. Only
+    the last may change them, since it computes in the block's place."""
     sums = [_Sums(folding) for folding in states]
-    for block, row, col in _blocks(model, linear):
+    for block, row, col in weight_blocks(model, linear):
         for one in sums:
             one.add_ranges(block, row, col)
-    for block, row, col in _blocks(model, linear):
+    for block, row, col in weight_blocks(model, linear):
         for one in sums:
             one.add_errors(block, row, col)
     bias = None if linear.bias is None else model.vector(linear.bias)
@@ -281,15 +283,6 @@ class _Sums:
             noise = np.where(self.squares > 0, self.errors / self.squares, 0.0)
         norms = np.sqrt(self.squares) * self.step
         return Weights(self.ranges, noise, self.folding.bias(bias, self.shifts), norms)
-
-
-def _blocks(model: Caffemodel, linear: LinearLayer) -> Iterator[tuple[Array, int, int]]:
-    """The weights of a layer, a block of rows and columns at a time, and its place."""
-    layout = linear.layout
-    for row, rows, col, cols in blocks(layout):
-        start = row * layout.cols + col
-        values = model.values(linear.weight, start, start + rows * cols)
-        yield values.astype(np.float64).reshape(rows, cols), row, col
 
 
 def _state(weights: Weights) -> dict[str, Any]:

@@ -19,11 +19,10 @@ Array = NDArray[Any]
 # Below this all is noise: a blob of such numbers is compared with 1 and not with itself.
 _TINY = 1e-30
 
-
-_SQUASHED = 1e-2
-
 # A difference of their bottom becomes at most as large a one of their top, however small
-# their values are: the difference is judged by the largest value of the bottom.
+# their values are: the difference is judged by the largest value of the bottom, unless it is
+# more than _SQUASHED, which no bottom excuses in a number between -1 and 1.
+_SQUASHED = 1e-2
 SQUASHING = frozenset(("Softmax", "Sigmoid", "TanH", "LogSoftmax"))
 
 
@@ -42,7 +41,6 @@ class Difference:
     @property
     def relative(self) -> float:
         """The difference as a part of the largest value, or of the reference."""
-        # Large bottoms excuse no difference that is large for a number between -1 and 1.
         by = self.largest if self.absolute > _SQUASHED else max(self.largest, self.reference)
         return self.absolute / by if by > _TINY else self.absolute
 

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 
 from caffe_fold.layers.affine import Refused
 from caffe_fold.layers.linear import LINEAR
+from caffe_fold.nets.fields import fields_of
 from caffe_fold.verification.engine import TRANSPOSED
-from caffe_fold.verification.fields import fields_of
 from caffe_fold.verification.match import Matching, Pair
 from caffe_fold.verification.shapes import Shape, infer
 from caffe_fold.verification.sides import Side
-from caffe_fold.verification.text import Draft, can_be_standard, is_retyped, kind_to_run
+from caffe_fold.verification.standard import can_be_written, kind_to_run
+from caffe_fold.verification.text import Draft
 
 __all__ = ["Section", "folds_alone", "parts", "whole"]
 
@@ -62,9 +63,7 @@ def parts(
     for at, layer in enumerate(graph.layers):
         if not layer.bottoms or at in cut:
             continue
-        is_known = kind_to_run(a, at) in known
-        if is_known and is_retyped(a, at):
-            is_known = can_be_standard(a, at)
+        is_known = kind_to_run(a, at) in known and can_be_written(a, at)
         if is_known and there.issuperset(graph.bottoms[at]):
             there.update(graph.tops[at])
             continue
@@ -143,7 +142,7 @@ def folds_alone(
         if any(kind_to_run(a, each) == TRANSPOSED for each in run) and TRANSPOSED not in known:
             continue
         shape = _input_shape(a, run, at, inferred.get(value))
-        if shape is None or not all(can_be_run(a, each) for each in run):
+        if shape is None or not all(can_be_written(a, each) for each in run):
             continue
         key = f"in{value}"
         found[key] = _larger(found.get(key), shape)
@@ -153,10 +152,6 @@ def folds_alone(
     layers_b = tuple(sorted({places_b[pair.layer] for pair in pairs}))
     drafts = Draft(tuple(sorted(layers_a)), inputs_a), Draft(layers_b, inputs_b)
     return Section(*drafts, found, tuple(pairs))
-
-
-def can_be_run(side: Side, at: int) -> bool:
-    return not is_retyped(side, at) or can_be_standard(side, at)
 
 
 def _larger(old: Shape | None, new: Shape) -> Shape:

@@ -52,27 +52,29 @@ def require_verified(
             bn_variance=choices.bn_variance,
             **options,
         )
-    if not found.blobs and not found.differences:
-        # All that an engine ran holds blobs that are skipped.
-        why = f" ({found.notes[0]})" if found.notes else ""
-        raise VerifyError(
-            f"nothing of the folded net could be compared{why}; --verify-input-shape may help, "
-            "where the net does not tell the shape of its input; nothing was written"
-        )
-    failed = [blob for blob in found.blobs if not blob.passed]
-    if not found.differences and failed and all(b.problem == UNPROVED for b in failed):
-        why = f" ({found.notes[0]})" if found.notes else ""
-        raise VerifyError(
-            f"the folded net could not be verified: {found.verdict}{why}; nothing was written"
-        )
-    if not found.passed:
-        raise VerifyError(
-            f"the folded net does not compute what the original does: {found.verdict}; nothing "
-            "was written"
-        )
+    _require_passed(found)
     return replace(
         found,
         model=os.fspath(original[0]),
         folded_model=pair.outputs.model,
         folded_weights=pair.outputs.weights,
     )
+
+
+def _require_passed(found: Verification) -> None:
+    """Raise VerifyError unless it passed: a net that differs is told from one that no engine
+    ran, or of which all that ran is skipped."""
+    if found.passed:
+        return
+    failed = [blob for blob in found.blobs if not blob.passed]
+    why = f" ({found.notes[0]})" if found.notes else ""
+    if found.differences or not all(blob.problem == UNPROVED for blob in failed):
+        what = f"the folded net does not compute what the original does: {found.verdict}"
+    elif failed:
+        what = f"the folded net could not be verified: {found.verdict}{why}"
+    else:
+        what = (
+            f"nothing of the folded net could be compared{why}; --verify-input-shape may help, "
+            "where the net does not tell the shape of its input"
+        )
+    raise VerifyError(f"{what}; nothing was written")

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from caffe_fold.choices import CHANNEL_ORDERS
 from caffe_fold.errors import EngineMissing, InputError, Path, reading, show
 from caffe_fold.hints import closest
+from caffe_fold.layers.affine import Refused
 from caffe_fold.layers.linear import LINEAR
-from caffe_fold.verification.fields import fields_of
+from caffe_fold.nets.fields import fields_of
 from caffe_fold.verification.opencv import quiet
 from caffe_fold.verification.shapes import Shape, stated
 from caffe_fold.verification.sides import Side
@@ -28,6 +29,8 @@ Array = NDArray[np.float32]
 # The mean of random pixels of 0 to 255, where the user gives none.
 _MIDDLE = 127.5
 _IMAGE_CHANNELS = (1, 3, 4)
+
+_ARRAYS = (".npy", ".npz")
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Wanted:
     def __post_init__(self) -> None:
         if self.channel_order not in CHANNEL_ORDERS:
             raise InputError(f"channel_order is {self.channel_order!r}; expected 'bgr' or 'rgb'")
-        if not all(map(math.isfinite, (*(self.mean or ()), *([self.scale] if self.scale else [])))):
+        if not all(map(math.isfinite, (*(self.mean or ()), self.scale or 0.0))):
             raise InputError("mean and scale must be finite numbers")
         if self.samples < 1:
             raise InputError(f"samples is {self.samples}; expected 1 or more")
@@ -106,8 +109,6 @@ def _of_data_layer(side: Side, value: int, batch: int) -> Shape | None:
 
 
 def _read_channels(side: Side, value: int) -> int | None:
-    from caffe_fold.layers.affine import Refused
-
     for at, _ in side.graph.readers[value]:
         try:
             return side.facts.linear(at).layout.inputs
@@ -184,9 +185,8 @@ def _given(shapes: Mapping[str, Shape], wanted: Wanted) -> dict[str, Array]:
     first = next(iter(shapes), None)
     if first is None:
         raise InputError(f"{shown}: the net has no input")
-    arrays = {first: _image(source, shapes[first], wanted)} if suffix not in _ARRAYS else None
-    if arrays is None:
-        arrays = {first if name is None else name: array for name, array in _load(source).items()}
+    is_image = suffix not in _ARRAYS
+    arrays = {first: _image(source, shapes[first], wanted)} if is_image else _load(source, first)
     found = {}
     for name, array in arrays.items():
         if name not in shapes:
@@ -196,14 +196,12 @@ def _given(shapes: Mapping[str, Shape], wanted: Wanted) -> dict[str, Array]:
     return found
 
 
-_ARRAYS = (".npy", ".npz")
-
-
-def _load(source: str) -> dict[str | None, NDArray[Any]]:
+def _load(source: str, first: str) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz by name; that of an .npy as the ``first`` input's."""
     try:
         loaded = np.load(source, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            return {None: loaded}
+            return {first: loaded}
         with loaded:
             arrays = {name: loaded[name] for name in loaded.files}
         if not arrays:
@@ -211,7 +209,7 @@ def _load(source: str) -> dict[str | None, NDArray[Any]]:
         odd = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
         if odd:  # what is no .npy comes as bytes
             raise ValueError(f"its '{odd[0]}' is no array")
-        return {**arrays}
+        return arrays
     except MemoryError:
         raise
     # The header is parsed as Python and the rest by zipfile and zlib, each with errors of its own.

@@ -97,9 +97,9 @@ class _Matcher:
         for at, layer in enumerate(self.a.graph.layers):
             if layer.name not in self.kept and layer.bottoms and not self._may_be_gone(at):
                 raise InputError(
-                    f"{show(self.b.model, 1000)}: it lacks layer '{show(layer.name)}' "
-                    f"({show(layer.type)}) of {show(self.a.model, 1000)}, which no fold removes; "
-                    "give the net that was folded from it"
+                    f"{show(self.b.model, 1000)}: it lacks layer {layer.described} of "
+                    f"{show(self.a.model, 1000)}, which no fold removes; give the net that was "
+                    "folded from it"
                 )
 
     def _is_added(self, layer: Layer) -> bool:
@@ -228,8 +228,8 @@ class _Matcher:
                 reason = f"layer '{show(layer.name)}' is not the same in both nets"
             else:
                 reason = (
-                    f"in the original layer '{show(layer.name)}' ({show(layer.type)}) wrote it "
-                    "last, which went into the layers that read it"
+                    f"in the original layer {layer.described} wrote it last, which went into the "
+                    "layers that read it"
                 )
             found.append(Incomparable(blob, reason))
         return found

@@ -21,10 +21,13 @@ from caffe_fold.verification.result import Coverage, Skipped, Verification
 from caffe_fold.verification.run_parts import in_parts
 from caffe_fold.verification.session import Outcome, Session, measure, run_section
 from caffe_fold.verification.sides import Files, Side, open_side
+from caffe_fold.verification.standard import kind_to_run, may_be_misread, standard_type
 from caffe_fold.verification.structure import differences
-from caffe_fold.verification.text import kind_to_run, may_be_misread, standard_type
 
 __all__ = ["verify"]
+
+# How an engine's refusal begins where it lacks a layer, and no input would help.
+_UNKNOWN = "it does not know"
 
 
 def verify(
@@ -86,7 +89,8 @@ def verify(
     :param bn_layout: as for ``fold``.
     :param bn_variance: as for ``fold``.
     :param html: where a page goes that shows the net, the blobs, and what folding does.
-    :returns: each blob's difference, worst first, and whether all pass.
+    :returns: each blob's difference, worst first, what else is not the same, and whether
+        the folded net passes.
     :raises InputError: if a file is not what it has to be, or an input does not fit.
     :raises EngineMissing: if no engine is there; the message says what to install.
     :raises OutputError: if the page cannot be written.
@@ -133,10 +137,6 @@ def verify(
         return result
 
 
-# How an engine's refusal begins where it lacks a layer, and no input would help.
-UNKNOWN = "it does not know"
-
-
 @contextlib.contextmanager
 def _folder() -> Iterator[FilePath]:
     with tempfile.TemporaryDirectory(prefix="caffe-fold.") as name:
@@ -175,7 +175,7 @@ def _verify(session: Session, engines: Sequence[Engine], rounds: int) -> Verific
                 continue
             return _result(session, matching, outcome, rounds, [])
     if (session.wanted.source or session.wanted.shapes) and not orphans:
-        misfits = [reason for reason in reasons if UNKNOWN not in reason]
+        misfits = [reason for reason in reasons if _UNKNOWN not in reason]
         if misfits:
             raise InputError(f"the net does not run with the input given: {misfits[0]}")
     outcome = in_parts(session, engines, matching, shapes, reasons)
@@ -202,7 +202,7 @@ def _run_whole(
             complaint = error
     unknown = sorted(types - engine.known())
     if unknown:
-        raise EngineError(f"{UNKNOWN} {', '.join(map(show, unknown[:5]))}")
+        raise EngineError(f"{_UNKNOWN} {', '.join(map(show, unknown[:5]))}")
     if complaint is not None and all(map(_is_standard, sides)):
         raise complaint
     return run_section(session, engine, section, "net", as_is=False)

@@ -12,7 +12,7 @@ from caffe_fold.verification.match import Matching, Pair
 from caffe_fold.verification.result import BlobResult
 from caffe_fold.verification.session import Outcome, Session, run_section
 from caffe_fold.verification.shapes import Shape
-from caffe_fold.verification.text import kind_to_run
+from caffe_fold.verification.standard import kind_to_run
 
 __all__ = ["in_parts"]
 
@@ -75,6 +75,8 @@ def _ranked(
 
 def _left_out(session: Session, engine: Engine, section: Section) -> list[str]:
     """Which layers were cut out, by type, those first that the engine does not know."""
+    if not section.cut:
+        return []
     known, layers = engine.known(), session.a.graph.layers
     kinds = {at: kind_to_run(session.a, at) for at in section.cut}
     unknown = Counter(
@@ -82,8 +84,6 @@ def _left_out(session: Session, engine: Engine, section: Section) -> list[str]:
         for at, kind in kinds.items()
         if kind not in known
     )
-    if not kinds:
-        return []
     others = len(kinds) - sum(unknown.values())
     words = [f"{count} {show(name)}" for name, count in unknown.items()]
     words += [f"{others} that hang on them"] if others else []
@@ -98,11 +98,10 @@ def _alone(
     if not pairs:
         return []
     section = folds_alone(session.a, session.b, pairs, shapes, engine.known())
+    if not section.pairs:
+        return []
     try:
-        found = (
-            run_section(session, engine, section, "fold", as_is=False) if section.pairs else None
-        )
-        return found.blobs if found else []
+        return run_section(session, engine, section, "fold", as_is=False).blobs
     except EngineError:
         if len(pairs) == 1:
             return []

@@ -12,9 +12,9 @@ from typing import Optional
 
 from caffe_fold.layers.linear import LINEAR
 from caffe_fold.layers.other import keeps_shape
+from caffe_fold.nets.fields import Fields, fields_of
 from caffe_fold.nets.graph import Graph
 from caffe_fold.nets.net import Layer
-from caffe_fold.verification.fields import Fields, fields_of
 
 __all__ = ["Shape", "infer", "stated"]
 

@@ -49,7 +49,8 @@ class _Comparison:
         self.values = {pair.folded: pair.original for pair in matching.pairs}
         self.places = dict(self._places())
         self._add_namesakes()
-        self._add_sources()
+        self.sources = dict(self._shared_sources())
+        self.values.update(self.sources)
 
     def _places(self) -> Iterator[tuple[int, int]]:
         """Each layer of the folded net with bottoms, and the one of the original that it is.
@@ -70,13 +71,13 @@ class _Comparison:
             if self.a.graph.name_counts[self.a.graph.layers[place].name] > 1:
                 self.values.update(zip(self.b.graph.tops[at], self.a.graph.tops[place]))
 
-    def _add_sources(self) -> None:
-        """Values from outside stand for those of the same name."""
+    def _shared_sources(self) -> Iterator[tuple[int, int]]:
+        """Each value from outside of the folded net, and the original's of the same name."""
         names = {self.a.graph.values[v].blob: v for v in self.a.graph.sources()}
         for value in self.b.graph.sources():
             blob = self.b.graph.values[value].blob
             if blob in names:
-                self.values[value] = names[blob]
+                yield value, names[blob]
 
     def found(self) -> Iterator[str]:
         for at, place in sorted(self.places.items()):
@@ -86,25 +87,18 @@ class _Comparison:
 
     def _input_shapes(self) -> Iterator[str]:
         """An input that both nets have must have one shape. Data layers have none."""
-        sources = {self.a.graph.values[v].blob: v for v in self.a.graph.sources()}
-        for value in self.b.graph.sources():
-            blob = self.b.graph.values[value].blob
-            if blob in sources:
-                shapes = [stated(self.a.graph, sources[blob]), stated(self.b.graph, value)]
-                if None not in shapes and shapes[0] != shapes[1]:
-                    yield (
-                        f"the input '{show(blob)}' has the shape {shapes[0]} and in the folded "
-                        f"net {shapes[1]}"
-                    )
+        for value, source in self.sources.items():
+            old, new = stated(self.a.graph, source), stated(self.b.graph, value)
+            if old is not None and new is not None and old != new:
+                name = show(self.b.graph.values[value].blob)
+                yield f"the input '{name}' has the shape {old} and in the folded net {new}"
 
     def _layer(self, at: int, place: int) -> Iterator[str]:
         new, old = self.b.graph.layers[at], self.a.graph.layers[place]
-        name = show(new.name)
-        pair = self.pairs.get(new.name)
-        is_softmax = (old.type, new.type) == ("SoftmaxWithLoss", "Softmax")
-        is_merged = new.type == "Scale" and old.type in AFFINE and bool(pair and pair.is_fold)
-        if is_softmax:
+        if (old.type, new.type) == ("SoftmaxWithLoss", "Softmax"):  # of a deploy net
             return
+        name, pair = show(new.name), self.pairs.get(new.name)
+        is_merged = new.type == "Scale" and old.type in AFFINE and bool(pair and pair.is_fold)
         if new.type != old.type and not is_merged:
             yield f"layer '{name}' is a {show(old.type)} and a {show(new.type)} in the folded net"
             return
@@ -154,10 +148,7 @@ class _Comparison:
         one, other = self.b.entry(new), self.a.entry(old)
         if one is None or other is None:
             return one is other
-        return len(one.blobs) == len(other.blobs) and all(
-            self.b.caffemodel.same_values(x, y, self.a.caffemodel)
-            for x, y in zip(one.blobs, other.blobs)
-        )
+        return self.b.caffemodel.same_blobs(one.blobs, other.blobs, self.a.caffemodel)
 
     def _outputs(self) -> Iterator[str]:
         """Each output of the original must be written under its name, but for those of

@@ -3,7 +3,7 @@
 Layers are copied as they stand, but for what ties them to their place: their bottoms and
 tops get a name for each value, so that nothing works in place and any part of a net is a
 net; what comes from outside becomes a net-level input, which every Caffe knows. Types of
-forks become their equals of standard Caffe, as far as they have one.
+forks become what ``standard`` says.
 """
 
 from __future__ import annotations
@@ -14,25 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
-from caffe_fold.layers.affine import AFFINE, Refused
 from caffe_fold.layers.linear import LINEAR
+from caffe_fold.nets.edits import Edit, edited
 from caffe_fold.nets.net import Layer
-from caffe_fold.nets.prototxt import Edit, Field
-from caffe_fold.verification.engine import SPECIAL, TRANSPOSED, WEIGHTLESS, Job, ungrouped
-from caffe_fold.verification.fields import fields_of
+from caffe_fold.nets.prototxt import Field
+from caffe_fold.verification.engine import Job
 from caffe_fold.verification.shapes import Shape
 from caffe_fold.verification.sides import Side
+from caffe_fold.verification.standard import is_retyped, standard_type
 from caffe_fold.verification.weights import Stored, stored, write_weights
 
-__all__ = [
-    "Draft",
-    "as_it_is",
-    "is_retyped",
-    "kind_to_run",
-    "may_be_misread",
-    "standard_type",
-    "write_draft",
-]
+__all__ = ["Draft", "as_it_is", "write_draft"]
 
 
 @dataclass(frozen=True)
@@ -41,57 +33,6 @@ class Draft:
 
     layers: tuple[int, ...]
     inputs: Mapping[int, str]
-
-
-def standard_type(layer: Layer) -> str:
-    """The type under which an engine gets a layer."""
-    if layer.type in LINEAR:
-        return LINEAR[layer.type].standard or layer.type
-    return "BatchNorm" if _has_standard(layer) else layer.type
-
-
-def _has_standard(layer: Layer) -> bool:
-    """Whether an affine layer can be written as a BatchNorm and a Scale."""
-    kind = AFFINE.get(layer.type)
-    return kind is not None and kind.standard is not None and len(layer.bottoms) == 1
-
-
-def kind_to_run(side: Side, at: int) -> str:
-    """What an engine has to know to run a layer: its type there, or more than that."""
-    layer = side.graph.layers[at]
-    kind, fields = standard_type(layer), fields_of(side.graph.net.document, layer)
-    messages = fields.messages("inner_product_param") if kind == "InnerProduct" else []
-    if any(message.flag("transpose") for message in messages):
-        return TRANSPOSED
-    if ungrouped(kind) in SPECIAL:
-        name = "shuffle_channel_param" if kind == "ShuffleChannel" else "convolution_param"
-        if any(message.integer("group", 1) == 0 for message in fields.messages(name)):
-            return ungrouped(kind)
-    if kind == "Deconvolution":
-        entry = side.entry(layer)
-        if entry is None or not entry.blobs or not entry.blobs[0].count:
-            return WEIGHTLESS
-    return layer.type if _is_plain_bias(side, at) else kind
-
-
-def is_retyped(side: Side, at: int) -> bool:
-    """Whether a layer has to be written as others, because of its type or its blobs."""
-    layer = side.graph.layers[at]
-    if layer.type != "BatchNorm":
-        return _has_standard(layer) and not _is_plain_bias(side, at)
-    entry = side.entry(layer)
-    return entry is not None and (len(entry.blobs) != 3 or side.facts.choices.assume_global_stats)
-
-
-def may_be_misread(side: Side, at: int) -> bool:
-    """Whether an engine may take a layer for another than it is. A Bias is what Caffe says; it
-    is written as others for OpenCV, which has none."""
-    return is_retyped(side, at) and side.graph.layers[at].type != "Bias"
-
-
-def _is_plain_bias(side: Side, at: int) -> bool:
-    """Whether a layer is a Bias that cannot be written as a Scale."""
-    return side.graph.layers[at].type == "Bias" and not can_be_standard(side, at)
 
 
 def as_it_is(side: Side, inputs: Mapping[int, str]) -> Job:
@@ -199,13 +140,9 @@ def _copy(side: Side, layer: Layer, bottoms: list[str], tops: list[str]) -> str:
         edits += [Edit(found.start, found.end) for found in layer.all(name)]
     edits += _retyping(side, layer)
     edits += _bias_term(side, layer)
-    document = side.graph.net.document
-    at, end, pieces = layer.field.value_start, layer.field.value_end, []
-    keyword = "layer " if layer.version else "layers "
-    for edit in sorted(edits, key=lambda e: e.start):
-        pieces += [document.text[at : edit.start], edit.text]
-        at = edit.end
-    return "".join([keyword, *pieces, document.text[at:end], "\n"])
+    keyword = "layer" if layer.version else "layers"
+    text, span = side.graph.net.document.text, layer.field
+    return f"{keyword} {edited(text, edits, span.value_start, span.value_end)}\n"
 
 
 def _retyping(side: Side, layer: Layer) -> list[Edit]:
@@ -236,12 +173,3 @@ def _bias_term(side: Side, layer: Layer) -> list[Edit]:
 
 def _appended(message: Field, text: str) -> Edit:
     return Edit(message.value_end - 1, message.value_end - 1, f" {text} ")
-
-
-def can_be_standard(side: Side, at: int) -> bool:
-    """Whether a layer that has to be retyped has a standard equal."""
-    try:
-        side.facts.affine(at)
-    except Refused:
-        return False
-    return side.graph.layers[at].type in AFFINE

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -167,6 +167,12 @@ class Caffemodel:
             == (other or self).values(b, at, at + _CHUNK).tobytes()
             for at in range(0, a.count, _CHUNK)
         )
+
+    def same_blobs(
+        self, a: Sequence[Blob], b: Sequence[Blob], other: Caffemodel | None = None
+    ) -> bool:
+        """Whether two layers have as many blobs, and all are the same, as of ``same_values``."""
+        return len(a) == len(b) and all(self.same_values(x, y, other) for x, y in zip(a, b))
 
 
 def name_text(value: str | bytes) -> str:

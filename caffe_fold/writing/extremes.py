@@ -12,8 +12,7 @@ from caffe_fold.layers.affine_map import Array
 from caffe_fold.nets.net import Layer
 from caffe_fold.planning.facts import AffineLayer, LinearLayer
 from caffe_fold.weights.caffemodel import Caffemodel
-from caffe_fold.writing.arithmetic import blocks
-from caffe_fold.writing.folded_values import Blocked
+from caffe_fold.writing.folded_values import Blocked, weight_blocks
 
 __all__ = ["has_extremes", "linear_has_extremes", "unprovable"]
 
@@ -28,10 +27,8 @@ def has_extremes(layer: AffineLayer) -> bool:
 
 def linear_has_extremes(layer: LinearLayer, model: Caffemodel) -> bool:
     """Whether a linear layer's weights or bias hold such numbers."""
-    for row, rows, col, cols in blocks(layer.layout):
-        start = row * layer.layout.cols + col
-        if _extreme(model.block(layer.weight, start, start + rows * cols)):
-            return True
+    if any(_extreme(block) for block, _, _ in weight_blocks(model, layer)):
+        return True
     return layer.bias is not None and _extreme(model.vector(layer.bias))
 
 

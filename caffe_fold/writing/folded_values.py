@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Callable, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from caffe_fold.errors import show
+from caffe_fold.errors import CheckError
 from caffe_fold.layers.affine_map import Array, Refused
 from caffe_fold.nets.net import Layer
+from caffe_fold.planning.facts import LinearLayer
 from caffe_fold.planning.plan import Fold
 from caffe_fold.scratch import scratch
 from caffe_fold.weights.blob import Storage
 from caffe_fold.weights.caffemodel import Caffemodel
 from caffe_fold.writing.arithmetic import Folding, blocks
 
-__all__ = ["Blocked", "FoldedValues", "rounded_vector"]
+__all__ = ["Blocked", "FoldedValues", "rounded_vector", "until_unblocked"]
+__all__ += ["weight_blocks"]
 
 Chunk = NDArray[Any]
+T = TypeVar("T")
 
 # Rounding to half loses this part of a number; what underflows loses more.
 _HALF_ROUNDING = float(np.finfo(np.float16).eps) / 2 * (1 + 1e-9)
@@ -29,10 +32,36 @@ class Blocked(Exception):
     """Computing found what planning could not see: a layer whose fold is to be refused."""
 
     def __init__(self, layer: Layer, code: str, why: str) -> None:
-        sentence = f"layer '{show(layer.name)}' ({show(layer.type)}) cannot get new weights: {why}"
+        sentence = f"layer {layer.described} cannot get new weights: {why}"
         super().__init__(sentence)
         self.layer_index = layer.index
         self.refusal = Refused(code, sentence)
+
+
+def until_unblocked(what: str, attempt: Callable[[dict[int, Refused]], T]) -> T:
+    """Plan and compute, by ``attempt``; where that raises Blocked, do so anew with the layer
+    refused. It gets all such refusals, by layer index in the file, one more at each turn, so
+    this ends.
+
+    :raises CheckError: if a layer is blocked that was refused already; it says ``what``.
+    """
+    blocked: dict[int, Refused] = {}
+    while True:
+        try:
+            return attempt(blocked)
+        except Blocked as found:
+            if found.layer_index in blocked:
+                raise CheckError(f"{what} does not settle: {found}") from found
+            blocked = {**blocked, found.layer_index: found.refusal}
+
+
+def weight_blocks(model: Caffemodel, layer: LinearLayer) -> Iterator[tuple[Array, int, int]]:
+    """The weights of a layer in float64, a block (rows, cols) at a time, with the row and the
+    column at which it begins; in memory that the next block takes."""
+    for row, rows, col, cols in blocks(layer.layout):
+        start = row * layer.layout.cols + col
+        values = model.block(layer.weight, start, start + rows * cols)
+        yield values.reshape(rows, cols), row, col
 
 
 class FoldedValues:
@@ -57,13 +86,10 @@ class FoldedValues:
         takes."""
         self._start()
         layout = self.folding.layout
-        for row, rows, col, cols in blocks(layout):
-            start = row * layout.cols + col
-            values = self.model.block(self.fold.linear.weight, start, start + rows * cols)
-            block = values.reshape(rows, cols)
+        for block, row, col in weight_blocks(self.model, self.fold.linear):
             self.folding.add_shift_sums(self.shift_sums, block, row, col)
             folded = self.folding.weights(block, row, col)
-            rounded = scratch("rounded", folded.size, self.storage.dtype).reshape(rows, cols)
+            rounded = scratch("rounded", folded.size, self.storage.dtype).reshape(folded.shape)
             _round(folded, rounded, self.fold.linear.layer, "weights")
             if self.storage is Storage.HALF:
                 layout.add_per_output(self.size, np.abs(folded), row, col)

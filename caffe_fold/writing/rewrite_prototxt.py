@@ -6,9 +6,10 @@ import re
 
 from caffe_fold import caffe_pb2
 from caffe_fold.layers.linear import LINEAR
+from caffe_fold.nets.edits import Edit, apply_edits, removals
 from caffe_fold.nets.graph import Graph
 from caffe_fold.nets.net import Layer
-from caffe_fold.nets.prototxt import Document, Edit, Field, apply_edits, removals
+from caffe_fold.nets.prototxt import Document, Field
 from caffe_fold.planning.plan import Merge, Plan
 
 __all__ = ["rewrite_prototxt", "twins"]

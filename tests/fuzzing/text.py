@@ -16,9 +16,10 @@ import google.protobuf
 from google.protobuf import empty_pb2, text_format
 
 from caffe_fold import CaffeFoldError, caffe_pb2
+from caffe_fold.nets.edits import apply_edits, removals
 from caffe_fold.nets.graph import build
 from caffe_fold.nets.net import Net, read_net, selected
-from caffe_fold.nets.prototxt import Document, apply_edits, parse, removals
+from caffe_fold.nets.prototxt import Document, parse
 
 from . import mutate_text
 from .outcome import Finding
