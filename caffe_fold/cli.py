@@ -52,6 +52,14 @@ class _LazyGroup(click.Group):
             args = [self.default, *args]
         return super().parse_args(ctx, args)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in _HOMES and (os.path.splitext(name)[1] or os.path.exists(name)):
+            ctx.fail(f"'{show(name)}' is no command; a file is named by --model or --weights")
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             with interrupts.working():

@@ -152,6 +152,13 @@ def test_bad_usage_is_exit_2_on_standard_error(arguments: list[str], call: Call)
     assert "Traceback" not in done.err
 
 
+def test_a_file_where_a_command_may_stand(folder: Path, call: Call) -> None:
+    done = call(folder / "deploy.prototxt", folder / "net.caffemodel")
+    assert done.code == 2
+    assert done.err.endswith("is no command; a file is named by --model or --weights\n")
+    assert call("fodl").err.endswith("No such command 'fodl'.\n")
+
+
 def test_no_arguments_at_all_give_the_help(call: Call) -> None:
     done = call()  # with exit code 0 up to click 8.1, and 2 on standard error since 8.2
     assert "Usage: caffe-fold" in done.out + done.err
