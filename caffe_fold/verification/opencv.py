@@ -1,16 +1,23 @@
-"""OpenCV's Caffe importer, in this process: its own folding is off where values are compared,
-since it leaves blobs without them, and on where time is taken, as it is for users."""
+"""OpenCV, by its Caffe importer: in a process of its own, since a net that it cannot bear ends the
+process."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
-import time
+import functools
+import importlib.util
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from caffe_fold.errors import EngineMissing, show
+from caffe_fold.errors import EngineMissing
 from caffe_fold.verification.engine import EngineError, Inputs, Job, Values
 
 __all__ = ["OpenCV", "quiet"]
@@ -39,19 +46,14 @@ class OpenCV:
     name = "opencv"
 
     def __init__(self) -> None:
-        try:
-            import cv2
-        except ImportError as error:
-            raise EngineMissing(f"OpenCV is not there ({error}): {_INSTALL}") from None
-        if not hasattr(cv2.dnn, "readNetFromCaffe"):
+        if importlib.util.find_spec("cv2") is None:
+            raise EngineMissing(f"OpenCV is not there: {_INSTALL}")
+        version, has_importer = _about()
+        if not has_importer:
             raise EngineMissing(
-                f"OpenCV {cv2.__version__} has no Caffe importer, which 5 dropped: {_INSTALL}"
+                f"OpenCV {version} has no Caffe importer, which 5 dropped: {_INSTALL}"
             )
-        self.cv2: Any = cv2
-
-    @property
-    def version(self) -> str:
-        return f"OpenCV {self.cv2.__version__}"
+        self.version = f"OpenCV {version}"
 
     def known(self) -> frozenset[str]:
         return _KNOWN
@@ -60,66 +62,29 @@ class OpenCV:
         return not has_doubles
 
     def run(self, jobs: Sequence[Job], inputs: Inputs) -> list[Values]:
-        return [self._run(job, inputs) for job in jobs]
-
-    def _run(self, job: Job, inputs: Inputs) -> Values:
-        with self._errors():
-            net = self._net(job, inputs, fuses=False)
-            names = list(net.getLayerNames())
-            known = set(names)
-            # A top's name is no other layer's.
-            tops_alone = known - {layer for layer, _, _ in job.outputs.values()}
-            places = {
-                value: _found_as(output, known, tops_alone) for value, output in job.outputs.items()
-            }
-            asked = [name for name in dict.fromkeys(places.values()) if name]
-            tops = dict(zip(asked, net.forwardAndRetrieve(asked) if asked else ()))
-        found: Values = {}
-        for value, output in job.outputs.items():
-            arrays = tops.get(places[value], ())
-            if output[2] < len(arrays):
-                found[value] = np.array(arrays[output[2]])
+        found: list[Values] = _asked("run", list(map(_absolute, jobs)), dict(inputs))
         return found
 
     def time(self, jobs: Sequence[Job], inputs: Inputs, rounds: int) -> list[list[float]]:
-        with self._errors():
-            nets = [self._net(job, inputs, fuses=True) for job in jobs]
-            for net in nets:
-                net.forward()
-            seconds: list[list[float]] = [[] for _ in nets]
-            for _ in range(rounds):
-                for net, job, taken in zip(nets, jobs, seconds):
-                    # Without new inputs OpenCV gives its last result.
-                    self._feed(net, job, inputs)
-                    start = time.perf_counter()
-                    net.forward()
-                    taken.append(time.perf_counter() - start)
+        seconds: list[list[float]] = _asked(
+            "time", list(map(_absolute, jobs)), dict(inputs), rounds
+        )
         return seconds
 
-    def _net(self, job: Job, inputs: Inputs, fuses: bool) -> Any:
-        # A name that is no UTF-8 ends the process in the bindings.
-        if not all(map(_is_utf8, job.inputs.values())):
-            raise EngineError("OpenCV takes names in UTF-8 alone")
-        files: list[Any] = [job.model, job.weights]
-        if not all(map(_is_utf8, files)):
-            files = [np.fromfile(path, np.uint8) for path in files]
-        net = self.cv2.dnn.readNetFromCaffe(*files)
-        net.enableFusion(fuses)
-        self._feed(net, job, inputs)
-        return net
 
-    def _feed(self, net: Any, job: Job, inputs: Inputs) -> None:
-        for key, blob in job.inputs.items():
-            net.setInput(np.ascontiguousarray(inputs[key], np.float32), blob)
+@functools.lru_cache(maxsize=1)
+def _about() -> tuple[str, bool]:
+    """OpenCV's version, and whether it has a Caffe importer."""
+    try:
+        version, has_importer = _asked("about")
+    except EngineError as error:
+        raise EngineMissing(f"OpenCV cannot be used ({error}): {_INSTALL}") from None
+    return version, has_importer
 
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        """OpenCV's complaints as errors on one line, and not on standard error, too."""
-        try:
-            with quiet(self.cv2):
-                yield
-        except (self.cv2.error, UnicodeError) as error:
-            raise EngineError(_said(error)) from None
+
+def _absolute(job: Job) -> Job:
+    """A job with paths that mean the same in a process of another working folder."""
+    return replace(job, model=os.path.abspath(job.model), weights=os.path.abspath(job.weights))
 
 
 @contextlib.contextmanager
@@ -138,20 +103,103 @@ def quiet(cv2: Any) -> Iterator[None]:
 _SILENT = 0  # LOG_LEVEL_SILENT of opencv2/core/utils/logger.defines.hpp
 
 
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+# ---- The process ----
+
+# The path of this process, since the package may have been found in any way.
+_START = (
+    "import sys; sys.path[:] = sys.argv[1:]; "
+    "from caffe_fold.verification.opencv_forward import main; main()"
+)
 
 
-def _found_as(output: tuple[str, str, int], known: set[str], tops: set[str]) -> str:
-    """OpenCV calls a layer by its name, and some by their top."""
-    layer, top, _ = output
-    return layer if layer in known else top if top in tops else ""
+class _Process:
+    """A process that runs nets, one request after another. It ends with the one that asks."""
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        command = [sys.executable, "-W", "ignore", "-c", _START, *sys.path]
+        try:
+            self.popen = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+        except OSError as error:
+            raise EngineError(f"no process can be started for it ({error.strerror})") from None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it was started here, and not by a process that forked this one."""
+        return self.owner == os.getpid()
+
+    def ask(self, request: tuple[str, tuple[Any, ...]]) -> Any:
+        """The answer to a request; raises EngineError where OpenCV refuses, or ends it."""
+        requests, answers = self.popen.stdin, self.popen.stdout
+        assert requests is not None
+        assert answers is not None
+        try:
+            pickle.dump(request, requests, pickle.HIGHEST_PROTOCOL)
+            requests.flush()
+            is_done, found = pickle.load(answers)
+        except (EOFError, OSError, pickle.UnpicklingError):
+            raise EngineError(f"it ended its process ({self._how_it_ended()})") from None
+        if not is_done:
+            raise EngineError(found)
+        return found
+
+    def _how_it_ended(self) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.popen.wait(_PATIENCE)
+        self.end()
+        code = self.popen.returncode
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+    def end(self) -> None:
+        """End it at once."""
+        self.popen.kill()
+        self.popen.wait()
+        for stream in (self.popen.stdin, self.popen.stdout):
+            with contextlib.suppress(OSError):  # of what could not be sent
+                stream.close()  # type: ignore[union-attr]
 
 
-def _said(error: Exception) -> str:
-    text = " ".join(str(getattr(error, "err", "") or error).split())
-    return show(text, 300)
+# Seconds in which a process ends that has closed its pipes.
+_PATIENCE = 5.0
+
+
+class _Running:
+    """The process that is asked: there is one, and another where it has ended."""
+
+    lock = threading.Lock()
+    process: _Process | None = None
+
+
+def _asked(name: str, *arguments: Any) -> Any:
+    """What a method of ``opencv_forward.Forward`` gives.
+
+    :raises EngineError: where OpenCV refuses, or ends its process.
+    """
+    with _Running.lock:
+        process = _usable()
+        try:
+            return process.ask((name, arguments))
+        except EngineError:
+            raise
+        except BaseException:
+            process.end()  # what it answers next would be to this request
+            raise
+
+
+def _usable() -> _Process:
+    process = _Running.process
+    if process is None:
+        atexit.register(_end)
+    elif process.is_own and process.popen.poll() is None:
+        return process
+    else:
+        _end()
+    process = _Running.process = _Process()
+    return process
+
+
+def _end() -> None:
+    if _Running.process is not None and _Running.process.is_own:
+        _Running.process.end()

@@ -1,0 +1,161 @@
+"""The process that runs OpenCV: what ends it ends no more."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.command import HANGS
+from support.nets import Net
+
+from caffe_fold.verification import opencv
+from caffe_fold.verification.engine import EngineError, Job
+from caffe_fold.verification.opencv import OpenCV
+
+pytest.importorskip("cv2", reason="OpenCV is not installed")
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+
+INPUTS = {"in": np.ones((1, 2, 4, 4), np.float32)}
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    net = Net()
+    net.input("data", (1, 2, 4, 4))
+    net.conv("conv", "data", 2, 3)
+    model, weights = net.write(tmp_path)
+    return Job(str(model), str(weights), {"in": "data"}, {0: ("conv", "conv", 0)})
+
+
+def run(job: Job) -> tuple[int, ...]:
+    (found,) = OpenCV().run([job], INPUTS)
+    return found[0].shape
+
+
+def process() -> int:
+    assert opencv._Running.process is not None
+    return opencv._Running.process.popen.pid
+
+
+def stopped_until(act: Callable[[], object]) -> threading.Timer:
+    """Keep the process from answering until something happens to it."""
+    os.kill(process(), signal.SIGSTOP)
+    timer = threading.Timer(0.3, act)
+    timer.start()
+    return timer
+
+
+def test_one_process_runs_all(job: Job) -> None:
+    assert run(job) == (1, 3, 2, 2)
+    first = process()
+    assert run(job) == (1, 3, 2, 2)
+    assert process() == first != os.getpid()
+
+
+def test_a_refusal_does_not_end_it(job: Job, tmp_path: Path) -> None:
+    run(job)
+    first = process()
+    (tmp_path / "bad.prototxt").write_text("layer { type: 'None' }")
+    with pytest.raises(EngineError):
+        run(Job(str(tmp_path / "bad.prototxt"), job.weights, job.inputs, job.outputs))
+    assert run(job) == (1, 3, 2, 2)
+    assert process() == first
+
+
+@posix
+def test_one_that_was_killed_is_replaced(job: Job) -> None:
+    run(job)
+    first = process()
+    os.kill(first, signal.SIGKILL)
+    assert opencv._Running.process is not None
+    opencv._Running.process.popen.wait(HANGS)
+    assert run(job) == (1, 3, 2, 2)
+    assert process() != first
+
+
+@posix
+def test_a_net_that_ends_it_is_one_line(job: Job) -> None:
+    run(job)
+    timer = stopped_until(lambda: os.kill(process(), signal.SIGKILL))
+    with pytest.raises(EngineError, match=r"^it ended its process \(SIGKILL\)$"):
+        run(job)
+    timer.join()
+    assert run(job) == (1, 3, 2, 2)
+
+
+def test_a_net_that_opencv_cannot_bear(job: Job) -> None:
+    """OpenCV 4.14 divides by the groups; another release may say so."""
+    model = Path(job.model)
+    model.write_text(model.read_text().replace("num_output: 3", "num_output: 3 group: 0"))
+    with pytest.raises(EngineError):
+        run(job)
+    model.write_text(model.read_text().replace("group: 0", "group: 1"))
+    assert run(job) == (1, 3, 2, 2)
+
+
+@posix
+def test_an_interrupt_ends_it(job: Job) -> None:
+    run(job)
+    first = process()
+    timer = stopped_until(lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        run(job)
+    timer.join()
+    with pytest.raises(ProcessLookupError):
+        os.kill(first, 0)
+    assert run(job) == (1, 3, 2, 2)
+
+
+def test_paths_are_those_of_this_process(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(job)
+    monkeypatch.chdir(tmp_path)
+    model, weights = os.path.basename(job.model), os.path.basename(job.weights)
+    assert run(Job(model, weights, job.inputs, job.outputs)) == (1, 3, 2, 2)
+
+
+@posix
+def test_a_fork_has_one_of_its_own(job: Job) -> None:
+    run(job)
+    first = process()
+    child = os.fork()
+    if child == 0:
+        ended = 1
+        try:
+            ended = 0 if run(job) == (1, 3, 2, 2) and process() != first else 1
+            opencv._end()
+        finally:
+            os._exit(ended)
+    assert os.waitpid(child, 0)[1] == 0
+    assert run(job) == (1, 3, 2, 2)
+    assert process() == first
+
+
+PROGRAM = """
+import sys
+from caffe_fold.verification import opencv
+from caffe_fold.verification.engine import Job
+import numpy as np
+job = Job(sys.argv[1], sys.argv[2], {"in": "data"}, {0: ("conv", "conv", 0)})
+opencv.OpenCV().run([job], {"in": np.ones((1, 2, 4, 4), np.float32)})
+print(opencv._Running.process.popen.pid)
+"""
+
+
+@posix
+def test_it_ends_with_its_parent_and_leaves_no_warning(job: Job) -> None:
+    command = [sys.executable, "-W", "error::ResourceWarning", "-c", PROGRAM]
+    done = subprocess.run(
+        [*command, job.model, job.weights], capture_output=True, text=True, timeout=HANGS
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(done.stdout), 0)
