@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -113,6 +114,58 @@ def test_an_interrupt_ends_it(job: Job) -> None:
     assert run(job) == (1, 3, 2, 2)
 
 
+@posix
+def test_an_answer_to_what_was_broken_off_is_not_taken(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second Ctrl-C comes before the process is ended for the first."""
+    run(job)
+    first = opencv._Running.process
+    assert first is not None
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(first, "end", interrupt)
+        timer = stopped_until(lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            opencv._asked("about")
+        timer.join()
+    os.kill(first.popen.pid, signal.SIGCONT)
+    assert run(job) == (1, 3, 2, 2)
+    assert process() != first.popen.pid
+
+
+def test_it_ends_amid_a_net_with_the_one_that_asks(job: Job) -> None:
+    asked = opencv._Process()
+    assert asked.popen.stdin is not None
+    pickle.dump(("time", ([job], INPUTS, 10**9)), asked.popen.stdin)
+    try:
+        asked.popen.stdin.close()
+        assert asked.popen.wait(HANGS) == 0
+    finally:
+        asked.end()
+
+
+def test_what_else_may_be_in_the_path(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The working folder may have modules of any name, and entries may be no text."""
+    opencv._end()
+    (tmp_path / "pickle.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", None, 3, *sys.path])
+    assert run(job) == (1, 3, 2, 2)
+
+
+def test_a_path_that_no_file_has_is_one_line(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    opencv._end()
+    monkeypatch.setattr(sys, "path", [*sys.path, "a\0b"])
+    with pytest.raises(EngineError, match="no process can be started for it"):
+        opencv._asked("about")
+
+
 def test_paths_are_those_of_this_process(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,14 +179,18 @@ def test_paths_are_those_of_this_process(
 def test_a_fork_has_one_of_its_own(job: Job) -> None:
     run(job)
     first = process()
+    lock = opencv._Running.lock
+    lock.acquire()  # as by another thread, which is not in the fork
     child = os.fork()
     if child == 0:
         ended = 1
         try:
+            signal.alarm(HANGS)
             ended = 0 if run(job) == (1, 3, 2, 2) and process() != first else 1
             opencv._end()
         finally:
             os._exit(ended)
+    lock.release()
     assert os.waitpid(child, 0)[1] == 0
     assert run(job) == (1, 3, 2, 2)
     assert process() == first

@@ -110,37 +110,47 @@ _START = (
     "import sys; sys.path[:] = sys.argv[1:]; "
     "from caffe_fold.verification.opencv_forward import main; main()"
 )
+_HOME = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def _paths() -> list[str]:
+    """Where modules are found, without the working folder, which may be another by now and have
+    files of any name."""
+    return [*(path for path in sys.path if isinstance(path, str) and path), _HOME]
 
 
 class _Process:
     """A process that runs nets, one request after another. It ends with the one that asks."""
 
     def __init__(self) -> None:
-        self.owner = os.getpid()
-        command = [sys.executable, "-W", "ignore", "-c", _START, *sys.path]
+        self.is_busy = False
+        command = [sys.executable, "-W", "ignore", "-c", _START, *_paths()]
         try:
             self.popen = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
             )
-        except OSError as error:
-            raise EngineError(f"no process can be started for it ({error.strerror})") from None
+        except (OSError, ValueError) as error:  # the latter of a path that no file has
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise EngineError(f"no process can be started for it ({reason})") from None
 
     @property
-    def is_own(self) -> bool:
-        """Whether it was started here, and not by a process that forked this one."""
-        return self.owner == os.getpid()
+    def is_ready(self) -> bool:
+        """Whether its next answer will be to the next request, as far as is known."""
+        return not self.is_busy and self.popen.poll() is None
 
     def ask(self, request: tuple[str, tuple[Any, ...]]) -> Any:
         """The answer to a request; raises EngineError where OpenCV refuses, or ends it."""
         requests, answers = self.popen.stdin, self.popen.stdout
         assert requests is not None
         assert answers is not None
+        self.is_busy = True
         try:
             pickle.dump(request, requests, pickle.HIGHEST_PROTOCOL)
             requests.flush()
             is_done, found = pickle.load(answers)
         except (EOFError, OSError, pickle.UnpicklingError):
             raise EngineError(f"it ended its process ({self._how_it_ended()})") from None
+        self.is_busy = False
         if not is_done:
             raise EngineError(found)
         return found
@@ -160,6 +170,16 @@ class _Process:
             with contextlib.suppress(OSError):  # of what could not be sent
                 stream.close()  # type: ignore[union-attr]
 
+    def leave(self) -> None:
+        """In a process that was forked from the one that asks: say nothing to it, and do not
+        keep it from ending."""
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in (self.popen.stdin, self.popen.stdout):
+            if stream is not None and not stream.closed:
+                os.dup2(null, stream.fileno(), inheritable=False)
+        os.close(null)
+        self.popen.returncode = 0  # it is no child of this one, which cannot wait for it
+
 
 # Seconds in which a process ends that has closed its pipes.
 _PATIENCE = 5.0
@@ -178,28 +198,30 @@ def _asked(name: str, *arguments: Any) -> Any:
     :raises EngineError: where OpenCV refuses, or ends its process.
     """
     with _Running.lock:
-        process = _usable()
+        process = _Running.process
+        if process is None or not process.is_ready:
+            _end()
+            process = _Running.process = _Process()
         try:
             return process.ask((name, arguments))
-        except EngineError:
-            raise
-        except BaseException:
-            process.end()  # what it answers next would be to this request
-            raise
-
-
-def _usable() -> _Process:
-    process = _Running.process
-    if process is None:
-        atexit.register(_end)
-    elif process.is_own and process.popen.poll() is None:
-        return process
-    else:
-        _end()
-    process = _Running.process = _Process()
-    return process
+        finally:
+            if process.is_busy:  # with what nobody waits for any more
+                process.end()
 
 
 def _end() -> None:
-    if _Running.process is not None and _Running.process.is_own:
+    if _Running.process is not None:
         _Running.process.end()
+
+
+def _forked() -> None:
+    """Begin anew: the lock may be that of a thread that is not here, and the process is not one
+    of this process."""
+    process, _Running.process, _Running.lock = _Running.process, None, threading.Lock()
+    if process is not None:
+        process.leave()
+
+
+atexit.register(_end)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

@@ -11,10 +11,12 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import queue
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
@@ -33,12 +35,30 @@ def main() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1):  # what OpenCV may print is no answer
         os.dup2(null, stream)
+    asked: queue.SimpleQueue[tuple[str, tuple[Any, ...]]] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(requests, asked), daemon=True).start()
+    try:
+        _answer(asked, answers)
+    finally:
+        os._exit(1)  # not by Python's own way, which would wait for the thread's file
+
+
+def _listen(requests: BinaryIO, asked: queue.SimpleQueue[tuple[str, tuple[Any, ...]]]) -> None:
+    """Take requests, and end with the process that asks, amid a net, too."""
+    code = 1
+    try:
+        while True:
+            asked.put(pickle.load(requests))
+    except EOFError:
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _answer(asked: queue.SimpleQueue[tuple[str, tuple[Any, ...]]], answers: BinaryIO) -> NoReturn:
     forward = None
     while True:
-        try:
-            name, arguments = pickle.load(requests)
-        except EOFError:
-            return
+        name, arguments = asked.get()
         try:
             forward = forward or Forward()
             answer = (True, getattr(forward, name)(*arguments))
