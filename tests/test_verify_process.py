@@ -159,6 +159,17 @@ def test_what_else_may_be_in_the_path(
     assert run(job) == (1, 3, 2, 2)
 
 
+def test_what_the_start_of_python_prints_is_no_answer(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opencv._end()
+    (tmp_path / "sitecustomize.py").write_text(
+        "print('Loading...'); print('done', end='', flush=True)"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert run(job) == (1, 3, 2, 2)
+
+
 def test_a_path_that_no_file_has_is_one_line(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     opencv._end()
     monkeypatch.setattr(sys, "path", [*sys.path, "a\0b"])

@@ -19,6 +19,7 @@ from typing import Any
 
 from caffe_fold.errors import EngineMissing
 from caffe_fold.verification.engine import EngineError, Inputs, Job, Values
+from caffe_fold.verification.opencv_forward import READY
 
 __all__ = ["OpenCV", "quiet"]
 
@@ -123,7 +124,7 @@ class _Process:
     """A process that runs nets, one request after another. It ends with the one that asks."""
 
     def __init__(self) -> None:
-        self.is_busy = False
+        self.is_busy = self.is_started = False
         command = [sys.executable, "-W", "ignore", "-c", _START, *_paths()]
         try:
             self.popen = subprocess.Popen(
@@ -147,6 +148,9 @@ class _Process:
         try:
             pickle.dump(request, requests, pickle.HIGHEST_PROTOCOL)
             requests.flush()
+            while not self.is_started:
+                line = answers.readline()
+                self.is_started = line in (READY, b"")  # without a line the answer is missing, too
             is_done, found = pickle.load(answers)
         except (EOFError, OSError, pickle.UnpicklingError):
             raise EngineError(f"it ended its process ({self._how_it_ended()})") from None

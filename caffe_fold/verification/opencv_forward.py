@@ -24,7 +24,10 @@ from caffe_fold.errors import show
 from caffe_fold.interrupts import STOPPING
 from caffe_fold.verification.engine import EngineError, Inputs, Job, Values
 
-__all__ = ["Forward", "main"]
+__all__ = ["READY", "Forward", "main"]
+
+READY = b"caffe-fold runs OpenCV\n"
+"""The line before the first answer; what a user's own start of Python prints is before it."""
 
 
 def main() -> None:
@@ -35,6 +38,7 @@ def main() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1):  # what OpenCV may print is no answer
         os.dup2(null, stream)
+    answers.write(b"\n" + READY)
     asked: queue.SimpleQueue[tuple[str, tuple[Any, ...]]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(requests, asked), daemon=True).start()
     try:
