@@ -227,3 +227,25 @@ def test_it_ends_with_its_parent_and_leaves_no_warning(job: Job) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     with pytest.raises(ProcessLookupError):
         os.kill(int(done.stdout), 0)
+
+
+@posix
+def test_a_fold_waits_for_its_end(tmp_path: Path) -> None:
+    """Where process 1 is no init, as in many containers, nobody else would."""
+    net = Net()
+    net.input("data", (1, 2, 4, 4))
+    net.conv("conv", "data", 2, 3)
+    net.batch_norm("bn", "conv", 3)
+    model, weights = net.write(tmp_path)
+    program = (
+        "import sys; from caffe_fold.verification import opencv\n"
+        "end = opencv._end\n"
+        "opencv._end = lambda: (end(), opencv._Running.process and print('ended'))\n"
+        "sys.argv = sys.argv[1:]; from caffe_fold.__main__ import main; main()"
+    )
+    arguments = ["caffe-fold", "--model", str(model), "--weights", str(weights), "--quiet"]
+    arguments += ["--verify", "--verify-engine", "opencv"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=HANGS
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ended\n", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import click
@@ -71,6 +72,8 @@ def fold(verify: bool, strict: bool, as_json: bool, quiet: bool, **options: Any)
     from caffe_fold.convert import fold as fold_files
 
     options["verify"] = asked_for(click.get_current_context(), options, verify)
+    if verify:
+        gc.enable()  # it is more than one fold: at the end an engine's process has to go
     report = fold_files(options.pop("model"), options.pop("weights"), **options)
     print_report(report, as_json, quiet)
     if strict and report.left:

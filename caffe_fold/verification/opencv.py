@@ -79,7 +79,7 @@ def _about() -> tuple[str, bool]:
     try:
         version, has_importer = _asked("about")
     except EngineError as error:
-        raise EngineMissing(f"OpenCV cannot be used ({error}): {_INSTALL}") from None
+        raise EngineMissing(f"OpenCV cannot be used: {error}; it comes by {_INSTALL}") from None
     return version, has_importer
 
 
@@ -164,7 +164,8 @@ class _Process:
             self.popen.wait(_PATIENCE)
         self.end()
         code = self.popen.returncode
-        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        names = {int(number): number.name for number in signal.Signals}
+        return names.get(-code, f"exit code {code}")
 
     def end(self) -> None:
         """End it at once."""
@@ -194,6 +195,7 @@ class _Running:
 
     lock = threading.Lock()
     process: _Process | None = None
+    is_known = False  # to what ends and forks this process
 
 
 def _asked(name: str, *arguments: Any) -> Any:
@@ -205,12 +207,22 @@ def _asked(name: str, *arguments: Any) -> Any:
         process = _Running.process
         if process is None or not process.is_ready:
             _end()
-            process = _Running.process = _Process()
+            process = _started()
         try:
             return process.ask((name, arguments))
         finally:
             if process.is_busy:  # with what nobody waits for any more
                 process.end()
+
+
+def _started() -> _Process:
+    if not _Running.is_known:
+        _Running.is_known = True
+        atexit.register(_end)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_forked)
+    process = _Running.process = _Process()
+    return process
 
 
 def _end() -> None:
@@ -224,8 +236,3 @@ def _forked() -> None:
     process, _Running.process, _Running.lock = _Running.process, None, threading.Lock()
     if process is not None:
         process.leave()
-
-
-atexit.register(_end)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
