@@ -136,8 +136,9 @@ def _known(address: str, has_digest: bool) -> dict[str, Any]:
 def _known_output(address: str, has_digest: bool) -> dict[str, Any]:
     """A store's tag is mostly of the content, and saves reading back what was sent."""
     known = _known(address, has_digest=False)
-    has_tag = storage.is_url(address) and known["tag"]
-    return _known(address, has_digest=True) if has_digest and not has_tag else known
+    if has_digest and not (storage.is_url(address) and known["tag"]):
+        known["sha256"] = storage.digest(address)
+    return known
 
 
 def input_addresses(task: Task) -> list[str]:
@@ -233,7 +234,8 @@ def _is_as_written(old: Mapping[str, Any], address: str, checksum: bool) -> bool
     """As of an input, wherever it lies now; and another time does not matter where the content
     was recorded."""
     new = _known_output(address, checksum)
-    if new["size"] == old["size"] and "sha256" in old and new["tag"] != old["tag"]:
+    is_other_time = new["size"] == old["size"] and new["tag"] != old["tag"]
+    if is_other_time and "sha256" in old and "sha256" not in new:
         new = _known_output(address, has_digest=True)
     return _is_same({**old, "path": address}, new)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,6 @@ from caffe_fold.hints import closest
 from caffe_fold.layers.affine import Refused
 from caffe_fold.layers.linear import LINEAR
 from caffe_fold.nets.fields import fields_of
-from caffe_fold.verification.opencv import quiet
 from caffe_fold.verification.shapes import Shape, stated
 from caffe_fold.verification.sides import Side
 
@@ -248,7 +247,7 @@ def _image(source: str, shape: Shape, wanted: Wanted) -> Array:
     flag = cv2.IMREAD_GRAYSCALE if shape[1] == 1 else cv2.IMREAD_COLOR
     pixels = None
     # cv2.imread writes its complaints to standard error.
-    with reading(source), quiet(cv2), contextlib.suppress(cv2.error):
+    with reading(source), _quiet(cv2), contextlib.suppress(cv2.error):
         data = np.fromfile(source, np.uint8)
         pixels = cv2.imdecode(data, flag) if data.size else None
     if pixels is None:
@@ -257,3 +256,19 @@ def _image(source: str, shape: Shape, wanted: Wanted) -> Array:
     if wanted.channel_order == "rgb":
         pixels = pixels[:, :, ::-1]
     return np.repeat(pixels.transpose(2, 0, 1)[None].astype(np.float32), shape[0], axis=0)
+
+
+@contextlib.contextmanager
+def _quiet(cv2: Any) -> Iterator[None]:
+    """While it lasts, OpenCV writes no complaints of its own to standard error."""
+    # Newer releases have it in a module, older ones at the top.
+    logging = getattr(cv2.utils, "logging", cv2)
+    level = logging.getLogLevel()
+    logging.setLogLevel(_SILENT)
+    try:
+        yield
+    finally:
+        logging.setLogLevel(level)
+
+
+_SILENT = 0  # LOG_LEVEL_SILENT of opencv2/core/utils/logger.defines.hpp

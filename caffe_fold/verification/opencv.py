@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from caffe_fold.errors import EngineMissing
 from caffe_fold.verification.engine import EngineError, Inputs, Job, Values
 from caffe_fold.verification.opencv_forward import READY
 
-__all__ = ["OpenCV", "quiet"]
+__all__ = ["OpenCV"]
 
 _INSTALL = "pip install 'caffe-fold[verify]'"
 
@@ -77,31 +77,15 @@ class OpenCV:
 def _about() -> tuple[str, bool]:
     """OpenCV's version, and whether it has a Caffe importer."""
     try:
-        version, has_importer = _asked("about")
+        about: tuple[str, bool] = _asked("about")
     except EngineError as error:
         raise EngineMissing(f"OpenCV cannot be used: {error}; it comes by {_INSTALL}") from None
-    return version, has_importer
+    return about
 
 
 def _absolute(job: Job) -> Job:
     """A job with paths that mean the same in a process of another working folder."""
     return replace(job, model=os.path.abspath(job.model), weights=os.path.abspath(job.weights))
-
-
-@contextlib.contextmanager
-def quiet(cv2: Any) -> Iterator[None]:
-    """While it lasts, OpenCV writes no complaints of its own to standard error."""
-    # Newer releases have it in a module, older ones at the top.
-    logging = getattr(cv2.utils, "logging", cv2)
-    level = logging.getLogLevel()
-    logging.setLogLevel(_SILENT)
-    try:
-        yield
-    finally:
-        logging.setLogLevel(level)
-
-
-_SILENT = 0  # LOG_LEVEL_SILENT of opencv2/core/utils/logger.defines.hpp
 
 
 # ---- The process ----
